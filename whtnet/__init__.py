@@ -1,0 +1,22 @@
+"""Walsh-Hadamard layers for neural networks: transforms, layers, and policies that put them into any backbone."""
+
+from whtnet.layers import BWHT1d, FWHT2d, HTPerceptron2d, PreGAPFWHT2d, spectral_parameter_names
+from whtnet.policy import Policy, apply_policy_, load_policy
+from whtnet.transforms import fwht, fwht2, hadamard_matrix, ifwht
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BWHT1d",
+    "FWHT2d",
+    "HTPerceptron2d",
+    "Policy",
+    "PreGAPFWHT2d",
+    "apply_policy_",
+    "fwht",
+    "fwht2",
+    "hadamard_matrix",
+    "ifwht",
+    "load_policy",
+    "spectral_parameter_names",
+]

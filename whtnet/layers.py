@@ -1,0 +1,378 @@
+"""The Walsh-Hadamard layers as modules: parameters, their initial values, checks; the arithmetic is in `functional`.
+
+Every layer draws its thresholds from U(0, 0.1), as the authors do, and names its trainable transform-domain parameters
+in ``spectral_parameters``, so that an optimiser can treat them apart (see :func:`spectral_parameter_names`).
+"""
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from whtnet import functional
+from whtnet.thresholds import THRESHOLDS
+from whtnet.transforms import is_power_of_two, next_power_of_two
+
+INITIAL_THRESHOLD = 0.1  # upper end of the uniform distribution, from the authors' layer code
+
+
+class SpectralLayer(nn.Module):
+    """Base of the layers: what they share about thresholds."""
+
+    spectral_parameters: ClassVar[tuple[str, ...]] = ("threshold", "weight")
+
+    def __init__(self, threshold: str, clamp: bool, keep_dc: bool) -> None:
+        super().__init__()
+        if threshold not in THRESHOLDS:
+            raise ValueError(f"unknown threshold {threshold!r}; choose one of {', '.join(THRESHOLDS)}")
+        self.threshold_kind = threshold
+        self.clamp = clamp
+        self.keep_dc = keep_dc
+
+    def wht_additions(self, input_shape: tuple[int, ...]) -> int:
+        """Additions and subtractions of the fast transforms, forward and inverse, for an input of this shape."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        """Settings that differ from the defaults, after those of the subclass."""
+        flags = [name for name in ("clamp", "keep_dc") if getattr(self, name)]
+        return ", ".join([f"threshold={self.threshold_kind}", *(f"{name}=True" for name in flags)])
+
+
+class BWHT1d(SpectralLayer):
+    r"""Block Walsh-Hadamard layer over channels, in place of a 1×1 convolution.
+
+    pad → block WHT along channels → threshold → inverse block WHT → crop to ``out_channels``. The only parameters are
+    the thresholds: ``B · ceil(max(C_in, C_out) / B)`` of them. There is no bias.
+
+    Shape: ``(N, C_in, *spatial)`` → ``(N, C_out, *ceil(spatial / stride))``.
+
+    Args:
+        in_channels: C_in.
+        out_channels: C_out.
+        stride: every spatial dimension is subsampled first, as a strided 1×1 convolution does.
+        block_size: B, a power of two (BWHT); None for one block of the next power of two of ``max(C_in, C_out)``
+            (FWHT-2021). Where the two sides have different numbers of blocks, block j of the wide side is paired with
+            block j mod n of the narrow side (our reading).
+        threshold: ``"smooth"``, ``tanh(x) · max(|x| − T, 0)``, as the paper, or ``"soft"``,
+            ``sign(x) · max(|x| − T, 0)``.
+        clamp: use relu(T) for T, as HT-2023 does. Default False: the paper's formula as written, in which a trained T
+            may turn negative.
+        keep_dc: pass coefficient 0 of each block through unthresholded, as FWHT-2021's code does (its threshold then
+            exists, and is counted, but is unused). Default False: all coefficients are thresholded, as in the formula.
+        interleave: permute the output channels so that neighbours come from different blocks (as ShuffleNet does).
+            Default False; beyond the paper: without it, channels in different blocks never mix inside a layer.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
+
+    Raises:
+        ValueError: for sizes below 1, a block size that is no power of two, an unknown threshold; in ``forward``, for
+            an input with another number of channels.
+
+    Source: BWHT (ACM TECS 2022); one block: FWHT-2021 (arXiv 2104.07085).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        stride: int = 1,
+        block_size: int | None = None,
+        threshold: str = "smooth",
+        clamp: bool = False,
+        keep_dc: bool = False,
+        interleave: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(threshold, clamp, keep_dc)
+        for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("stride", stride)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if block_size is not None and not is_power_of_two(block_size):
+            raise ValueError(f"block_size must be a power of two, or None for one block; got {block_size}")
+        wide = max(in_channels, out_channels)
+        self.in_channels, self.out_channels, self.stride = in_channels, out_channels, stride
+        self.block_size = block_size or next_power_of_two(wide)
+        self.interleave = interleave
+        blocks = -(-wide // self.block_size)
+        self.threshold = nn.Parameter(torch.empty(blocks, self.block_size, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the thresholds from U(0, 0.1)."""
+        nn.init.uniform_(self.threshold, 0, INITIAL_THRESHOLD)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C_in, *spatial)`` → ``(N, C_out, *ceil(spatial / stride))``."""
+        if x.dim() < 2 or x.shape[1] != self.in_channels:
+            raise ValueError(
+                f"BWHT1d takes (N, {self.in_channels}, *spatial) with in_channels={self.in_channels}, "
+                f"got a tensor of shape {tuple(x.shape)}"
+            )
+        y = functional.bwht1d(
+            x,
+            self.threshold,
+            self.out_channels,
+            kind=self.threshold_kind,
+            clamp=self.clamp,
+            keep_dc=self.keep_dc,
+            stride=self.stride,
+        )
+        return functional.channel_interleave(y, self.block_size) if self.interleave else y
+
+    def wht_additions(self, input_shape: tuple[int, ...]) -> int:
+        """Additions of the block transforms of every pixel's channels, and of the sums of a projection."""
+        pixels = input_shape[0] * math.prod(-(-s // self.stride) for s in input_shape[2:])
+        blocks = [-(-c // self.block_size) for c in (self.in_channels, self.out_channels)]
+        sums = max(0, blocks[0] - blocks[1]) * self.block_size
+        return pixels * (sum(blocks) * _additions(self.block_size) + sums)
+
+    def extra_repr(self) -> str:
+        """Channels and settings, as torch.nn layers show theirs."""
+        parts = [f"{self.in_channels}, {self.out_channels}", f"block_size={self.block_size}"]
+        if self.stride != 1:
+            parts.append(f"stride={self.stride}")
+        if self.interleave:
+            parts.append("interleave=True")
+        return ", ".join([*parts, super().extra_repr()])
+
+
+class FWHT2d(SpectralLayer):
+    """Two-dimensional Walsh-Hadamard layer, in place of a 3×3 convolution or a squeeze-and-excite block.
+
+    pad H and W to powers of two (h, w) → 2-D WHT of every channel's map → multiply by V → threshold with T → inverse →
+    crop. V and T have shape (h, w) and are shared by all channels: ``2·h·w`` parameters with weights, ``h·w`` without.
+
+    Shape: ``(..., C, H, W)`` → the same.
+
+    Args:
+        size: the feature map, H = W or (H, W), before padding. The layer is bound to it.
+        weight: have trainable weights V, initialised to 1.
+        threshold: ``"smooth"`` (the paper's) or ``"soft"``.
+        clamp: use relu(T) for T. Default False: the paper's formula as written.
+        keep_dc: pass the weighted coefficient (0, 0) through unthresholded. Default False: it is thresholded too.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
+
+    Raises:
+        ValueError: for a size below 1 or an unknown threshold; in ``forward``, for a map of another size.
+
+    Source: BWHT (ACM TECS 2022).
+    """
+
+    def __init__(
+        self,
+        size: int | tuple[int, int],
+        *,
+        weight: bool = True,
+        threshold: str = "smooth",
+        clamp: bool = False,
+        keep_dc: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(threshold, clamp, keep_dc)
+        self.size = _pair(size)
+        padded = tuple(next_power_of_two(s) for s in self.size)
+        self.threshold = nn.Parameter(torch.empty(padded, device=device, dtype=dtype))
+        self.weight = nn.Parameter(torch.empty(padded, device=device, dtype=dtype)) if weight else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the thresholds from U(0, 0.1); set the weights to 1."""
+        nn.init.uniform_(self.threshold, 0, INITIAL_THRESHOLD)
+        if self.weight is not None:
+            nn.init.ones_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., C, H, W)`` → the same shape."""
+        _check_map(self, x)
+        return functional.fwht2d(
+            x, self.threshold, self.weight, kind=self.threshold_kind, clamp=self.clamp, keep_dc=self.keep_dc
+        )
+
+    def wht_additions(self, input_shape: tuple[int, ...]) -> int:
+        """Additions of the transforms of all maps, forward and inverse."""
+        return 2 * math.prod(input_shape[:-2]) * _additions(self.threshold.numel())
+
+    def extra_repr(self) -> str:
+        """Size and settings, as torch.nn layers show theirs."""
+        return f"{self.size}, weight={self.weight is not None}, {super().extra_repr()}"
+
+
+class HTPerceptron2d(SpectralLayer):
+    """Hadamard-transform perceptron with P paths, in place of a 3×3 convolution; beyond the paper (HT-2023).
+
+    ``y = H⁻¹[ Σ_p soft(conv1x1_p(V_p ∘ Hx); T_p) ]``, plus x when P = 1: a spectral scaling, a 1×1 convolution without
+    bias and a threshold per path. ``P · (2·h·w + C_in·C_out)`` parameters.
+
+    Shape: ``(N, C_in, H, W)`` → ``(N, C_out, H, W)``.
+
+    Args:
+        in_channels: C_in.
+        out_channels: C_out.
+        size: the feature map, H = W or (H, W), before padding. The layer is bound to it.
+        paths: P.
+        residual: add x to the result; None (default) does so when P = 1, as HT-2023.
+        threshold: ``"soft"`` (HT-2023's, the default) or ``"smooth"``.
+        clamp: use relu(T) for T (HT-2023's, the default).
+        keep_dc: pass the coefficients (0, 0) of the convolution's result through unthresholded.
+        norm: ``"ortho"`` (default, our reading) puts thresholds on the input's own scale, as in the other layers here;
+            ``"backward"`` is the scale of HT-2023's code: H forwards, H/n back.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
+
+    Raises:
+        ValueError: for sizes, channels or paths below 1, an unknown threshold or norm, a residual with
+            ``in_channels != out_channels``; in ``forward``, for another number of channels or size of the map.
+
+    Source: HT-2023 (ICML 2023, arXiv 2305.17510).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        size: int | tuple[int, int],
+        *,
+        paths: int = 1,
+        residual: bool | None = None,
+        threshold: str = "soft",
+        clamp: bool = True,
+        keep_dc: bool = False,
+        norm: str = "ortho",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(threshold, clamp, keep_dc)
+        for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("paths", paths)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if norm not in ("ortho", "backward"):
+            raise ValueError(f"unknown norm {norm!r}; choose one of ortho, backward")
+        self.in_channels, self.out_channels, self.paths, self.norm = in_channels, out_channels, paths, norm
+        self.residual = paths == 1 and in_channels == out_channels if residual is None else residual
+        if self.residual and in_channels != out_channels:
+            raise ValueError(f"a residual needs in_channels == out_channels, got {in_channels} and {out_channels}")
+        self.size = _pair(size)
+        padded = tuple(next_power_of_two(s) for s in self.size)
+        self.threshold = nn.Parameter(torch.empty(paths, *padded, device=device, dtype=dtype))
+        self.weight = nn.Parameter(torch.empty(paths, *padded, device=device, dtype=dtype))
+        self.convs = nn.ModuleList(
+            nn.Conv2d(in_channels, out_channels, 1, bias=False, device=device, dtype=dtype) for _ in range(paths)
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Thresholds from U(0, 0.1), weights 1, the 1×1 convolutions as torch.nn.Conv2d draws its own."""
+        nn.init.uniform_(self.threshold, 0, INITIAL_THRESHOLD)
+        nn.init.ones_(self.weight)
+        for conv in self.convs:
+            conv.reset_parameters()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C_in, H, W)`` → ``(N, C_out, H, W)``."""
+        _check_map(self, x)
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(f"HTPerceptron2d takes (N, {self.in_channels}, H, W), got shape {tuple(x.shape)}")
+        # HT-2023 transforms with H, which is sqrt(h·w) times the orthonormal one, and undoes it on the way back.
+        scale = math.sqrt(math.prod(self.threshold.shape[1:])) if self.norm == "backward" else 1.0
+        spectrum = functional.fwht_maps(x, self.threshold.shape[1:]) * scale
+        total = sum(
+            functional.apply_threshold(conv(spectrum * v), t, self.threshold_kind, self.clamp, self.keep_dc)
+            for conv, v, t in zip(self.convs, self.weight, self.threshold, strict=True)
+        )
+        y = functional.inverse_fwht_maps(total / scale, x)
+        return x + y if self.residual else y
+
+    def wht_additions(self, input_shape: tuple[int, ...]) -> int:
+        """Additions of the transforms of all maps in and out, and of the sums over paths."""
+        points = math.prod(self.threshold.shape[1:])
+        maps = self.in_channels + self.out_channels
+        return input_shape[0] * (maps * _additions(points) + (self.paths - 1) * self.out_channels * points)
+
+    def extra_repr(self) -> str:
+        """Channels, size and settings, as torch.nn layers show theirs."""
+        return (
+            f"{self.in_channels}, {self.out_channels}, {self.size}, paths={self.paths}, residual={self.residual}, "
+            f"norm={self.norm}, {super().extra_repr()}"
+        )
+
+
+class PreGAPFWHT2d(nn.Module):
+    """What goes before global average pooling: the 2-D layer, then batch norm, with or without a residual around both.
+
+    Shape: ``(N, C, H, W)`` → the same. ``2·h·w + 2·C`` parameters.
+
+    Args:
+        num_channels: C.
+        size: the feature map, H = W or (H, W).
+        residual: return ``x + bn(fwht2d(x))``. Default False: the paper inserts the layer into the path.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
+        options: further keywords of :class:`FWHT2d`.
+
+    Source: BWHT (ACM TECS 2022); the batch norm follows the authors' later work.
+    """
+
+    def __init__(
+        self,
+        num_channels: int,
+        size: int | tuple[int, int],
+        *,
+        residual: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.fwht = FWHT2d(size, device=device, dtype=dtype, **options)
+        self.norm = nn.BatchNorm2d(num_channels, device=device, dtype=dtype)
+        self.residual = residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C, H, W)`` → the same shape."""
+        y = self.norm(self.fwht(x))
+        return x + y if self.residual else y
+
+    def extra_repr(self) -> str:
+        """Whether a residual surrounds the layer."""
+        return f"residual={self.residual}"
+
+
+def spectral_parameter_names(model: nn.Module) -> set[str]:
+    """Fully qualified names of the thresholds and transform-domain weights of all layers of this package in ``model``.
+
+    An optimiser can exempt them from weight decay with it; timm's ``param_groups_weight_decay`` takes it as
+    ``no_weight_decay_list``.
+    """
+    return {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        if isinstance(module, SpectralLayer)
+        for name in module.spectral_parameters
+        if getattr(module, name, None) is not None
+    }
+
+
+def _additions(n: int) -> int:
+    return n * (n.bit_length() - 1)
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or min(pair) < 1:
+        raise ValueError(f"size must be one or two integers of at least 1, got {size!r}")
+    return pair
+
+
+def _check_map(layer: FWHT2d | HTPerceptron2d, x: Tensor) -> None:
+    if tuple(x.shape[-2:]) != layer.size:
+        h, w = layer.size
+        raise ValueError(
+            f"{type(layer).__name__} was built for {h}×{w} maps, got an input of shape {tuple(x.shape)}; "
+            "build the model for the resolution it runs at"
+        )

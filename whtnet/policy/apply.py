@@ -1,0 +1,274 @@
+"""Put Walsh-Hadamard layers into a model as a policy says, all or nothing, and report what was done."""
+
+import inspect
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from whtnet.cost import Cost, count_parameters, measure_cost
+from whtnet.layers import BWHT1d, FWHT2d, HTPerceptron2d, PreGAPFWHT2d
+from whtnet.policy.rules import KEEP, Policy, PolicyError, Rule, load_policy, select_blocks
+from whtnet.policy.sites import Site, SiteMap, find_sites
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """One replaced site, for the report."""
+
+    name: str
+    kind: str
+    layer: str
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    parameters_before: int
+    parameters_after: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a policy did to a model, and what the model costs before and after.
+
+    Attributes:
+        policy: the policy's name.
+        architecture: the model's class.
+        input_size: one image, (C, H, W).
+        replacements: the replaced sites in the order of the forward pass.
+        before: cost of the model as it was.
+        after: cost of the model as it is now.
+    """
+
+    policy: str
+    architecture: str
+    input_size: tuple[int, ...]
+    replacements: tuple[Replacement, ...]
+    before: Cost
+    after: Cost
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        data = asdict(self)
+        for key, cost in (("before", self.before), ("after", self.after)):
+            data[key]["parameters_with_bn_statistics"] = cost.parameters_with_bn_statistics
+        return data
+
+
+def apply_policy_(
+    model: nn.Module,
+    policy: Policy | str | Path | Mapping[str, Any],
+    input_size: tuple[int, int, int] = (3, 32, 32),
+) -> Report:
+    """Replace sites of ``model`` by Walsh-Hadamard layers, in place.
+
+    All sites are found, checked and their layers built before the first one is put in: after an error the model is as
+    it was. New layers take the device and dtype of what they replace.
+
+    Args:
+        model: any torchvision or timm image classifier.
+        policy: a policy, its name or path (see :func:`load_policy`), or its data.
+        input_size: one image, (C, H, W). The model is bound to this resolution wherever a 2-D layer goes.
+
+    Returns:
+        The report of what was replaced.
+
+    Raises:
+        PolicyError: if a rule matches nothing, asks for a site that its layer can't replace (stride, groups, channels,
+            a map whose size varies), or has unknown options. The message names the site and the remedy.
+    """
+    if isinstance(policy, Mapping):
+        policy = Policy.from_dict(policy)
+    elif not isinstance(policy, Policy):
+        policy = load_policy(policy)
+    rules = policy.rules_for(model)
+    _check_policy_options(policy, rules)
+    before = measure_cost(model, input_size)
+    chosen = _choose(find_sites(model, input_size), policy, rules, type(model).__name__) if rules else []
+    layers = [_build(model, site, rule, policy) for site, rule in chosen]
+    replacements = []
+    for (site, rule), layer in zip(chosen, layers, strict=True):
+        replacements.append(_put(model, site, rule, layer))
+    after = measure_cost(model, input_size) if chosen else before
+    return Report(policy.name, type(model).__name__, tuple(input_size), tuple(replacements), before, after)
+
+
+# --- Choosing sites -------------------------------------------------------------------------------------------------
+
+
+def _choose(found: SiteMap, policy: Policy, rules: tuple[Rule, ...], architecture: str) -> list[tuple[Site, Rule]]:
+    taken: dict[str, Rule] = {}
+    chosen = []
+    for i, rule in enumerate(rules, 1):
+        origin = f"policy {policy.name!r}, rule {i} ({rule})"
+        same_kind = [site for site in found.sites if site.kind == rule.match]
+        matching = [site for site in same_kind if _satisfies(site, rule, found, origin)]
+        if not matching:
+            raise PolicyError(f"{origin} matches nothing in {architecture}: {_why_nothing(rule, same_kind, found)}")
+        free = [site for site in matching if site.name not in taken]
+        if not free:
+            raise PolicyError(f"{origin} matches only sites that earlier rules take: {_names(matching)}")
+        taken |= {site.name: rule for site in free}
+        if rule.replace != KEEP:
+            chosen += [(site, rule) for site in free]
+    order = {site.name: i for i, site in enumerate(found.sites)}
+    return sorted(chosen, key=lambda pair: order[pair[0].name])
+
+
+def _satisfies(site: Site, rule: Rule, found: SiteMap, origin: str) -> bool:
+    where = rule.where
+    checks: dict[str, Callable[[Any], bool]] = {
+        "name": lambda pattern: re.search(pattern, site.name) is not None,
+        "part": lambda part: site.part == part,
+        "blocks": lambda spec: site.block in select_blocks(spec, found.blocks, origin),
+        "stages": lambda spec: (
+            site.stage is not None and not {site.stage, site.stage - found.stages - 1}.isdisjoint(spec)
+        ),
+        "nth": lambda n: n in site.nth,
+        "stride": lambda stride: getattr(site.module, "stride", None) == (stride, stride),
+    }
+    return all(checks[key](value) for key, value in where.items())
+
+
+def _why_nothing(rule: Rule, same_kind: list[Site], found: SiteMap) -> str:
+    if same_kind:
+        shape = f"; it has {found.blocks} blocks in {found.stages} stages" if found.blocks else "; it has no blocks"
+        return f"none of its {len(same_kind)} {rule.match} sites satisfies the conditions ({_names(same_kind)}){shape}"
+    kinds = Counter(site.kind for site in found.sites)
+    return "it has " + (", ".join(f"{n} {kind}" for kind, n in kinds.items()) or "no sites at all")
+
+
+def _names(sites: list[Site]) -> str:
+    names = [site.name for site in sites]
+    return ", ".join(names[:6]) + (f", … {len(names) - 6} more" if len(names) > 6 else "")
+
+
+# --- Building layers ------------------------------------------------------------------------------------------------
+
+
+def _build_bwht1d(site: Site, options: dict[str, Any]) -> nn.Module:
+    conv = site.module
+    _require(conv.groups == 1, site, f"groups={conv.groups}; only a dense 1×1 convolution qualifies")
+    _require(conv.stride[0] == conv.stride[1], site, f"stride={conv.stride}; it must be the same in both dimensions")
+    _require(
+        conv.padding in ((0, 0), "valid", "same", 0), site, f"padding={conv.padding}; a 1×1 convolution needs none"
+    )
+    return BWHT1d(conv.in_channels, conv.out_channels, stride=conv.stride[0], **options)
+
+
+def _check_spatial(site: Site) -> None:
+    if len(site.maps) > 1:
+        sizes = ", ".join("×".join(map(str, into[-2:])) for into, _ in sorted(site.maps))
+        _require(False, site, f"a map whose size varies ({sizes}); a 2-D layer is bound to one")
+    if isinstance(site.module, nn.Conv2d):
+        conv = site.module
+        _require(
+            conv.stride == (1, 1), site, f"stride={conv.stride}; only stride 1 qualifies, add where: {{stride: 1}}"
+        )
+        _require(
+            conv.groups in (1, conv.in_channels), site, f"groups={conv.groups}; only dense or depthwise ones qualify"
+        )
+    same_map = site.input_shape[1:] == site.output_shape[1:]
+    _require(
+        same_map, site, f"maps of {site.input_shape[1:]} in and {site.output_shape[1:]} out; they must be the same"
+    )
+
+
+def _build_fwht2d(site: Site, options: dict[str, Any]) -> nn.Module:
+    _check_spatial(site)
+    c_in, c_out = site.input_shape[0], site.output_shape[0]
+    _require(c_in == c_out, site, f"{c_in} channels in and {c_out} out; the layer keeps the number of channels")
+    return FWHT2d(site.input_shape[1:], **options)
+
+
+def _build_ht_perceptron(site: Site, options: dict[str, Any]) -> nn.Module:
+    _check_spatial(site)
+    conv = site.module
+    _require(conv.groups == 1, site, f"groups={conv.groups}; only a dense convolution qualifies")
+    return HTPerceptron2d(conv.in_channels, conv.out_channels, site.input_shape[1:], **options)
+
+
+def _build_pre_gap(site: Site, options: dict[str, Any]) -> nn.Module:
+    _check_spatial(site)
+    return PreGAPFWHT2d(site.input_shape[0], site.input_shape[1:], **options)
+
+
+@dataclass(frozen=True)
+class _Builder:
+    kinds: tuple[str, ...]
+    build: Callable[[Site, dict[str, Any]], nn.Module]
+    options: frozenset[str]
+
+
+def _options_of(*classes: type[nn.Module]) -> frozenset[str]:
+    # Keyword-only arguments are a layer's options; what comes from the site is positional or excluded here.
+    parameters = (p for cls in classes for p in inspect.signature(cls).parameters.values())
+    return frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY) - {"stride", "device", "dtype"}
+
+
+BUILDERS = {
+    "BWHT1d": _Builder(("conv1x1",), _build_bwht1d, _options_of(BWHT1d)),
+    "FWHT2d": _Builder(("conv3x3", "depthwise3x3", "squeeze_excite"), _build_fwht2d, _options_of(FWHT2d)),
+    "HTPerceptron2d": _Builder(("conv3x3",), _build_ht_perceptron, _options_of(HTPerceptron2d)),
+    "PreGAPFWHT2d": _Builder(("before_gap",), _build_pre_gap, _options_of(PreGAPFWHT2d, FWHT2d)),
+}
+
+
+def _check_policy_options(policy: Policy, rules: tuple[Rule, ...]) -> None:
+    known: set[str] = set()
+    for i, rule in enumerate(rules, 1):
+        origin = f"policy {policy.name!r}, rule {i} ({rule})"
+        if rule.replace == KEEP:
+            continue
+        builder = BUILDERS.get(rule.replace)
+        if builder is None or rule.match not in builder.kinds:
+            suitable = [name for name, b in BUILDERS.items() if rule.match in b.kinds]
+            raise PolicyError(f"{origin}: {rule.match} can be replaced by {', '.join([*suitable, KEEP])}")
+        for option in rule.options:
+            if option not in builder.options:
+                raise PolicyError(
+                    f"{origin}: {rule.replace} has no option {option!r}; it has {', '.join(sorted(builder.options))}"
+                )
+        known |= builder.options
+    for option in policy.options if known else ():
+        if option not in known:
+            raise PolicyError(
+                f"policy {policy.name!r}: none of its layers has an option {option!r}; they have {', '.join(sorted(known))}"
+            )
+
+
+def _build(model: nn.Module, site: Site, rule: Rule, policy: Policy) -> nn.Module:
+    builder = BUILDERS[rule.replace]
+    like = next(site.module.parameters(), None)
+    like = next(model.parameters()) if like is None else like
+    shared = {name: value for name, value in policy.options.items() if name in builder.options}
+    try:
+        layer = builder.build(site, {**shared, **rule.options, "device": like.device, "dtype": like.dtype})
+    except (TypeError, ValueError) as error:
+        if isinstance(error, PolicyError):
+            raise
+        raise PolicyError(f"{site.name} ({rule}): {error}") from error
+    return layer.train(site.module.training)
+
+
+def _require(condition: bool, site: Site, problem: str) -> None:
+    if not condition:
+        raise PolicyError(
+            f"{site.name} ({site.kind}) can't be replaced: it has {problem}; narrow the rule's where, "
+            "or put a rule with `replace: keep` before it"
+        )
+
+
+def _put(model: nn.Module, site: Site, rule: Rule, layer: nn.Module) -> Replacement:
+    before = 0 if site.kind == "before_gap" else count_parameters(site.module)
+    if site.append:
+        site.module.append(layer)
+    else:
+        module = nn.Sequential(layer, site.module) if site.kind == "before_gap" else layer
+        for name in site.aliases:
+            model.set_submodule(name, module, strict=True)
+    return Replacement(
+        site.name, site.kind, rule.replace, site.input_shape, site.output_shape, before, count_parameters(layer)
+    )

@@ -1,0 +1,244 @@
+"""Find the places of a network that a Walsh-Hadamard layer could take, by one forward pass on the meta device."""
+
+import copy
+import re
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from whtnet.layers import PreGAPFWHT2d, SpectralLayer
+from whtnet.policy.rules import PolicyError
+
+# Class names of the repeated units of torchvision's and timm's classifiers; the innermost match is the block.
+BLOCK_CLASS = re.compile(
+    r"(Block|Bottleneck|InvertedResidual|DepthwiseSeparableConv|EdgeResidual|MBConv|DenseLayer|Fire|FireModule)$"
+)
+SQUEEZE_EXCITE_CLASS = re.compile(r"^(SqueezeExcit\w*|SE(Module|Layer|Block)\w*|EffectiveSE\w*)$")
+
+_POOLING_OPS = (
+    torch.ops.aten.mean.dim,
+    torch.ops.aten._adaptive_avg_pool2d.default,
+    torch.ops.aten.adaptive_avg_pool2d.default,
+    torch.ops.aten.avg_pool2d.default,
+)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place that a layer could take.
+
+    Attributes:
+        name: fully qualified name of the module there. For ``before_gap``: of the pooling module, or of the sequence
+            whose output is pooled.
+        kind: ``conv1x1``, ``conv3x3``, ``depthwise3x3``, ``squeeze_excite`` or ``before_gap``.
+        module: the module of the model itself.
+        aliases: all names under which the model holds the module.
+        input_shape: (C, H, W) going in.
+        output_shape: (C, H, W) coming out.
+        maps: all distinct (input, output) shapes seen; more than one if the map's size varies.
+        part: ``stem`` before the first block, ``blocks``, ``between`` two blocks, ``head`` after the last.
+        block: number of its block, from 1, or None.
+        stage: number of its stage, from 1, or None. Blocks that put out maps of one size are a stage.
+        nth: its place among the sites of its kind in its block, from 1 and, second, from the end as −1, −2, ….
+        append: for ``before_gap``: the model pools in its own forward, so the layer goes to the end of this sequence
+            instead of in front of this module.
+    """
+
+    name: str
+    kind: str
+    module: nn.Module
+    aliases: tuple[str, ...]
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    maps: frozenset[tuple[tuple[int, ...], tuple[int, ...]]]
+    part: str = "stem"
+    block: int | None = None
+    stage: int | None = None
+    nth: tuple[int, int] = (0, 0)
+    append: bool = False
+
+
+@dataclass
+class SiteMap:
+    """All sites of a model in the order of its forward pass, and how many blocks and stages it has."""
+
+    sites: list[Site] = field(default_factory=list)
+    blocks: int = 0
+    stages: int = 0
+
+
+def find_sites(model: nn.Module, input_size: tuple[int, int, int]) -> SiteMap:
+    """Run ``model`` on the meta device and list its sites; the model is not touched.
+
+    Args:
+        model: any torchvision or timm image classifier, or one built like them.
+        input_size: one image, (C, H, W).
+
+    Raises:
+        PolicyError: if the model can't run on such an image.
+    """
+    trace = _trace(model, input_size)
+    modules = dict(model.named_modules())
+    block_of, stage_of = _blocks(modules, trace)
+    aliases = defaultdict(list)
+    for name, module in model.named_modules(remove_duplicate=False):
+        aliases[id(module)].append(name)
+
+    found: list[tuple[str, str]] = []
+    for name in trace.order:
+        kind = _kind(modules[name])
+        opaque = any(isinstance(modules[p], SpectralLayer | PreGAPFWHT2d) for p in _ancestors(name))
+        in_squeeze_excite = any(_is_squeeze_excite(modules[p]) for p in _ancestors(name))
+        if kind and not opaque and not in_squeeze_excite:
+            found.append((name, kind))
+    if (pool := _pooling_site(trace, modules)) is not None:
+        found.append((pool, "before_gap"))
+
+    counts: dict[tuple[int | None, str], int] = defaultdict(int)
+    for name, kind in found:
+        counts[block_of.get(name), kind] += 1
+    seen: dict[tuple[int | None, str], int] = defaultdict(int)
+    result = SiteMap(blocks=len(set(block_of.values())), stages=len(set(stage_of.values())))
+    first, last = trace.span_of(block_of)
+    for name, kind in found:
+        block = block_of.get(name)
+        key = (block, kind)
+        seen[key] += 1
+        position = trace.order.index(name)
+        part = "blocks" if block else "stem" if position < first else "head" if position > last else "between"
+        shapes = trace.shapes[name]
+        into, out = shapes[-1]
+        append = name == trace.producer
+        if kind == "before_gap":
+            part = "head"
+            into = out = out if append else into
+        result.sites.append(
+            Site(
+                name,
+                kind,
+                modules[name],
+                tuple(aliases[id(modules[name])]),
+                into,
+                out,
+                frozenset(shapes),
+                part,
+                block,
+                stage_of.get(block),
+                (seen[key], seen[key] - counts[key] - 1),
+                append,
+            )
+        )
+    return result
+
+
+class _Trace(TorchDispatchMode):
+    """What a forward pass did: modules in order of their start, shapes in and out, where the last map was pooled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.order: list[str] = []
+        self.shapes: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]] = defaultdict(list)
+        self.stack: list[tuple[str, Any]] = []
+        self.outputs: list[tuple[str, Tensor, int]] = []  # tensors are kept, so that identities stay unique
+        self.pooled_inside: list[str] = []  # modules whose own input is what they pool, outermost first
+        self.pooled_outputs: list[str] = []  # modules that put out what is pooled, innermost first
+        self.pooled_from: str | None = None  # the module whose forward called the pooling
+        self.producer: str | None = None
+
+    def span_of(self, block_of: dict[str, int]) -> tuple[int, int]:
+        positions = [i for i, name in enumerate(self.order) if name in block_of]
+        return (positions[0], positions[-1]) if positions else (len(self.order), len(self.order))
+
+    def enter(self, name: str, args: tuple[Any, ...]) -> None:
+        if name not in self.shapes and name not in self.order:
+            self.order.append(name)
+        self.stack.append((name, args[0] if args and isinstance(args[0], Tensor) else None))
+
+    def leave(self, name: str, output: Any) -> None:
+        _, given = self.stack.pop()
+        if given is not None and isinstance(output, Tensor):
+            self.shapes[name].append((tuple(given.shape[1:]), tuple(output.shape[1:])))
+            self.outputs.append((name, output, output._version))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        x = args[0] if args else None
+        if func in _POOLING_OPS and x.dim() == 4 and out.numel() == x.shape[0] * x.shape[1]:
+            self.pooled_inside = [name for name, given in self.stack if given is x]
+            self.pooled_outputs = [name for name, y, version in self.outputs if y is x and y._version == version]
+            self.pooled_from = self.stack[-1][0]
+        return out
+
+
+def _trace(model: nn.Module, input_size: tuple[int, int, int]) -> _Trace:
+    probe = copy.deepcopy(model).to("meta").eval()
+    trace = _Trace()
+    for name, module in probe.named_modules():
+        module.register_forward_pre_hook(lambda _, args, name=name: trace.enter(name, args))
+        module.register_forward_hook(lambda _, __, output, name=name: trace.leave(name, output))
+    try:
+        with torch.no_grad(), trace:
+            probe(torch.empty(2, *input_size, device="meta"))
+    except Exception as error:
+        size = "×".join(map(str, input_size))
+        raise PolicyError(f"{type(model).__name__} can't run on a {size} image: {error}") from error
+    return trace
+
+
+def _kind(module: nn.Module) -> str | None:
+    if _is_squeeze_excite(module):
+        return "squeeze_excite"
+    if not isinstance(module, nn.Conv2d):
+        return None
+    if module.kernel_size == (1, 1):
+        return "conv1x1"
+    if module.kernel_size == (3, 3):
+        return "depthwise3x3" if 1 < module.groups == module.in_channels else "conv3x3"
+    return None
+
+
+def _is_squeeze_excite(module: nn.Module) -> bool:
+    return SQUEEZE_EXCITE_CLASS.match(type(module).__name__) is not None
+
+
+def _ancestors(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[:i]) for i in range(1, len(parts))]
+
+
+def _blocks(modules: dict[str, nn.Module], trace: _Trace) -> tuple[dict[str, int], dict[int, int]]:
+    matches = [
+        n for n in trace.order if BLOCK_CLASS.search(type(modules[n]).__name__) and not _is_squeeze_excite(modules[n])
+    ]
+    outer = {a for name in matches for a in _ancestors(name)}
+    blocks = [name for name in matches if name not in outer]
+    number = {name: i for i, name in enumerate(blocks, 1)}
+    block_of = {n: number[a] for n in trace.order for a in [*_ancestors(n), n] if a in number}
+    stage_of: dict[int, int] = {}
+    stage, size = 0, None
+    for name in blocks:
+        new_size = trace.shapes[name][-1][1][-2:] if trace.shapes[name] else size
+        stage, size = stage + (new_size != size), new_size
+        stage_of[number[name]] = stage
+    return block_of, stage_of
+
+
+def _pooling_site(trace: _Trace, modules: dict[str, nn.Module]) -> str | None:
+    # A pooling module without parameters can be preceded by a layer without renaming anything in the state_dict;
+    # where the model pools in its own forward, the layer is appended to the sequence that it pools.
+    if trace.pooled_from is None or any(
+        _is_squeeze_excite(modules[a]) for a in [*_ancestors(trace.pooled_from), trace.pooled_from]
+    ):
+        return None
+    for name in trace.pooled_inside:
+        if name and not any(True for _ in modules[name].parameters()):
+            return name
+    for name in reversed(trace.pooled_outputs):
+        if name and isinstance(modules[name], nn.Sequential):
+            trace.producer = name
+            return name
+    return None
