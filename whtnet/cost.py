@@ -48,6 +48,16 @@ def count_bn_statistics(module: nn.Module) -> int:
     return sum(m.running_mean.numel() + m.running_var.numel() for m in norms)
 
 
+def meta_probe(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[nn.Module, Tensor]:
+    """A copy of ``model`` on the meta device, in evaluation mode and without hooks, and a batch of 2 images for it."""
+    probe = copy.deepcopy(model).to("meta").eval()
+    for module in probe.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    dtype = next((p.dtype for p in probe.parameters()), None)
+    return probe, torch.empty(2, *input_size, device="meta", dtype=dtype)
+
+
 def measure_cost(model: nn.Module, input_size: tuple[int, int, int]) -> Cost:
     """Count the cost of ``model`` by a forward pass on the meta device; the model itself is not touched.
 
@@ -55,7 +65,7 @@ def measure_cost(model: nn.Module, input_size: tuple[int, int, int]) -> Cost:
         model: any image model.
         input_size: one image, (C, H, W).
     """
-    probe = copy.deepcopy(model).to("meta").eval()
+    probe, images = meta_probe(model, input_size)
     additions = 0
 
     def add(layer: SpectralLayer, args: tuple[Tensor, ...]) -> None:
@@ -66,7 +76,7 @@ def measure_cost(model: nn.Module, input_size: tuple[int, int, int]) -> Cost:
         if isinstance(module, SpectralLayer):
             module.register_forward_pre_hook(add)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        probe(torch.empty(1, *input_size, device="meta"))
+        probe(images[:1])
     counts = counter.get_flop_counts()
     flops = sum(counts["Global"].values())
     # The reference computes transforms as matrix products. Those are additions in a fast algorithm, counted above;

@@ -39,9 +39,9 @@ def bwht1d(
     Returns:
         ``(N, C_out, *ceil(spatial / stride))``, in the dtype and memory format of ``x``.
     """
+    channels_last = _is_channels_last(x)
     if stride != 1:
         x = x[(..., *(slice(None, None, stride),) * (x.dim() - 2))]
-    channels_last = _is_channels_last(x)
     if channels_last:
         x = x.permute(0, 2, 3, 1)
     c = x.dim() - 1 if channels_last else 1
@@ -56,7 +56,7 @@ def bwht1d(
     if keep_dc:
         y = torch.where(_is_first(block, x.device).view(t.shape[1:]), z, y)
     z = _fold(y, c, blocks_out)
-    y = fwht(z, c + 1).flatten(c, c + 1).narrow(c, 0, out_channels).to(x.dtype)
+    y = fwht(z, c + 1).flatten(c, c + 1).narrow(c, 0, out_channels).to(x.dtype).contiguous()
     return y.permute(0, 3, 1, 2) if channels_last else y
 
 
@@ -120,9 +120,11 @@ def channel_interleave(x: Tensor, block: int) -> Tensor:
             second ones, and so on.
     """
     channels = x.shape[1]
-    padded = -(-channels // block) * block
-    order = torch.arange(padded, device=x.device).view(-1, block).t().flatten()
-    return x[:, order[order < channels]] if padded != channels else x[:, order]
+    index = torch.arange(channels, device=x.device)
+    order = torch.argsort(index % block * channels + index // block)
+    if _is_channels_last(x):
+        return x.permute(0, 2, 3, 1).index_select(3, order).permute(0, 3, 1, 2)
+    return x.index_select(1, order)
 
 
 def _is_channels_last(x: Tensor) -> bool:

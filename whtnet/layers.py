@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from whtnet import functional
 from whtnet.thresholds import THRESHOLDS
@@ -282,7 +283,7 @@ class HTPerceptron2d(SpectralLayer):
         scale = math.sqrt(math.prod(self.threshold.shape[1:])) if self.norm == "backward" else 1.0
         spectrum = functional.fwht_maps(x, self.threshold.shape[1:]) * scale
         total = sum(
-            functional.apply_threshold(conv(spectrum * v), t, self.threshold_kind, self.clamp, self.keep_dc)
+            functional.apply_threshold(_conv1x1(conv, spectrum * v), t, self.threshold_kind, self.clamp, self.keep_dc)
             for conv, v, t in zip(self.convs, self.weight, self.threshold, strict=True)
         )
         y = functional.inverse_fwht_maps(total / scale, x)
@@ -356,6 +357,11 @@ def spectral_parameter_names(model: nn.Module) -> set[str]:
         for name in module.spectral_parameters
         if getattr(module, name, None) is not None
     }
+
+
+def _conv1x1(conv: nn.Conv2d, z: Tensor) -> Tensor:
+    # The spectrum is float32 at least, also where the module was converted to bfloat16: the kernel follows it.
+    return F.conv2d(z, conv.weight.to(z.dtype))
 
 
 def _additions(n: int) -> int:

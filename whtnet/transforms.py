@@ -138,15 +138,19 @@ def _kronecker_fwht(x: Tensor, dim: int, n: int) -> Tensor:
 
 
 def _orthonormal_factor(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    # Built once per size. Tensors made while a program is traced or a dispatch mode is active (fake tensors, say)
-    # belong to that context and must not outlive it, so there the matrix is built in place.
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+    # Built once per size. Tensors made while a program is traced, a dispatch mode is active (fake tensors, say) or
+    # torch.func transforms a function belong to that context and must not outlive it: there it is built in place.
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or _in_torch_func():
         return _build_factor(n, dtype, device)
     key = (n, dtype, device)
     if key not in _factor_cache:
         with torch.inference_mode(False):
             _factor_cache[key] = _build_factor(n, dtype, device)
     return _factor_cache[key]
+
+
+def _in_torch_func() -> bool:
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _build_factor(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:

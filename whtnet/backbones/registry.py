@@ -5,6 +5,7 @@ import torchvision
 from torch import nn
 
 from whtnet.backbones.cifar_resnet import CifarResNet
+from whtnet.errors import UserError
 
 SOURCES = ("torchvision", "timm")
 STEMS = ("imagenet", "cifar")
@@ -21,7 +22,7 @@ LIBRARY_MODELS = {
 }
 
 
-class BackboneError(ValueError):
+class BackboneError(UserError, ValueError):
     """A backbone that does not exist, or can't be built as asked."""
 
 
@@ -81,7 +82,7 @@ def _from_library(name: str, source: str, num_classes: int, pretrained: bool) ->
             raise
         raise BackboneError(
             f"could not load the pretrained weights of {name} from {source}: {error}. They need a network the first "
-            "time, or a filled cache (TORCH_HOME for torchvision, HF_HOME for timm); pretrained=false trains from scratch"
+            "time, or a filled cache (TORCH_HOME for torchvision, HF_HOME for timm); pretrained=false starts fresh"
         ) from error
     _replace_classifier_(model, num_classes)
     return model

@@ -95,7 +95,7 @@ def apply_policy_(
     return Report(policy.name, type(model).__name__, tuple(input_size), tuple(replacements), before, after)
 
 
-# --- Choosing sites -------------------------------------------------------------------------------------------------
+# --- Choosing sites ---
 
 
 def _choose(found: SiteMap, policy: Policy, rules: tuple[Rule, ...], architecture: str) -> list[tuple[Site, Rule]]:
@@ -123,9 +123,7 @@ def _satisfies(site: Site, rule: Rule, found: SiteMap, origin: str) -> bool:
         "name": lambda pattern: re.search(pattern, site.name) is not None,
         "part": lambda part: site.part == part,
         "blocks": lambda spec: site.block in select_blocks(spec, found.blocks, origin),
-        "stages": lambda spec: (
-            site.stage is not None and not {site.stage, site.stage - found.stages - 1}.isdisjoint(spec)
-        ),
+        "stages": lambda spec: site.stage in {n if n > 0 else found.stages + 1 + n for n in spec},
         "nth": lambda n: n in site.nth,
         "stride": lambda stride: getattr(site.module, "stride", None) == (stride, stride),
     }
@@ -145,7 +143,7 @@ def _names(sites: list[Site]) -> str:
     return ", ".join(names[:6]) + (f", … {len(names) - 6} more" if len(names) > 6 else "")
 
 
-# --- Building layers ------------------------------------------------------------------------------------------------
+# --- Building layers ---
 
 
 def _build_bwht1d(site: Site, options: dict[str, Any]) -> nn.Module:
@@ -235,7 +233,8 @@ def _check_policy_options(policy: Policy, rules: tuple[Rule, ...]) -> None:
     for option in policy.options if known else ():
         if option not in known:
             raise PolicyError(
-                f"policy {policy.name!r}: none of its layers has an option {option!r}; they have {', '.join(sorted(known))}"
+                f"policy {policy.name!r}: none of its layers has an option {option!r}; "
+                f"they have {', '.join(sorted(known))}"
             )
 
 

@@ -11,13 +11,15 @@ from typing import Any
 import yaml
 from torch import nn
 
+from whtnet.errors import UserError
+
 SITE_KINDS = ("conv1x1", "conv3x3", "depthwise3x3", "squeeze_excite", "before_gap")
 PARTS = ("stem", "blocks", "between", "head")
 KEEP = "keep"
 _WHERE_KEYS = ("name", "part", "blocks", "stages", "nth", "stride")
 
 
-class PolicyError(ValueError):
+class PolicyError(UserError, ValueError):
     """A policy that is malformed, matches nothing, or asks for a site that can't be replaced."""
 
 

@@ -1,6 +1,5 @@
 """Find the places of a network that a Walsh-Hadamard layer could take, by one forward pass on the meta device."""
 
-import copy
 import re
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from whtnet.cost import meta_probe
 from whtnet.layers import PreGAPFWHT2d, SpectralLayer
 from whtnet.policy.rules import PolicyError
 
@@ -175,14 +175,14 @@ class _Trace(TorchDispatchMode):
 
 
 def _trace(model: nn.Module, input_size: tuple[int, int, int]) -> _Trace:
-    probe = copy.deepcopy(model).to("meta").eval()
+    probe, images = meta_probe(model, input_size)
     trace = _Trace()
     for name, module in probe.named_modules():
         module.register_forward_pre_hook(lambda _, args, name=name: trace.enter(name, args))
         module.register_forward_hook(lambda _, __, output, name=name: trace.leave(name, output))
     try:
         with torch.no_grad(), trace:
-            probe(torch.empty(2, *input_size, device="meta"))
+            probe(images)
     except Exception as error:
         size = "×".join(map(str, input_size))
         raise PolicyError(f"{type(model).__name__} can't run on a {size} image: {error}") from error

@@ -1,0 +1,52 @@
+# Everything a user runs. Each target sets up what it needs; `make help` lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+TABLE ?=
+ARGS ?=
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help reproduce-table test test-fast lint lock clean
+
+help: ## list targets and tables
+	@echo "Targets:"
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
+	@echo "Tables (make reproduce-table TABLE=NAME):"
+	@for spec in experiments/*.yaml; do \
+	  printf '  %-22s %s\n' "$$(basename $$spec .yaml)" "$$(sed -n 's/^title: *//p' $$spec)"; done
+
+reproduce-table: $(READY) ## reproduce the quick tables, or TABLE=NAME; ARGS="--fresh --logger none" passes options
+	$(BIN)/python scripts/reproduce_table.py $(TABLE) $(ARGS)
+
+test: $(READY) ## run the whole test suite
+	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+test-fast: $(READY) ## run the tests but for the slow ones
+	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
+
+lint: $(READY) ## check format and style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+lock: $(READY) ## pin today's newest versions in requirements.lock
+	$(BIN)/pip install -q uv
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --no-header --no-annotate -o requirements.lock
+
+clean: ## remove the environment; runs, results and data stay
+	rm -rf $(VENV)
+
+# The mark is written last, so an interrupted installation is done again. LOCK=no installs by the ranges of
+# pyproject.toml instead of the pinned versions.
+LOCK ?= yes
+$(READY): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "whtnet needs Python 3.11 or newer; run make with PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "Setting up $(VENV) (PyTorch is large: some minutes) ..."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	if [ "$(LOCK)" = yes ]; then $(BIN)/python -m pip install -q -r requirements.lock; fi
+	$(BIN)/python -m pip install -q -e '.[dev]'
+	@touch $(READY)

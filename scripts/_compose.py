@@ -1,0 +1,27 @@
+"""Compose a Hydra config from overrides, as plain data: the scripts' edge to Hydra."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from whtnet.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def compose_config(overrides: Sequence[str], config_name: str = "config") -> dict[str, Any]:
+    """The config that these overrides make, resolved.
+
+    Raises:
+        UserError: if an override does not fit the config.
+    """
+    try:
+        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+            return OmegaConf.to_container(compose(config_name, list(overrides)), resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(f"can't compose the config from {' '.join(overrides)}: {error}") from error

@@ -1,0 +1,117 @@
+"""Reproduce tables: ``python scripts/reproduce_table.py [TABLE …]``; without a name, the quick ones."""
+
+import argparse
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from _compose import ROOT, compose_config
+
+from whtnet.console import ProgressView, console, exit_on_user_error
+from whtnet.experiment import Experiment, run
+from whtnet.policy import shipped_policies
+from whtnet.records import environment, put_record, read_records, write_json
+from whtnet.tables import (
+    Table,
+    TableSpec,
+    count_families,
+    count_rows,
+    load_spec,
+    parameter_tables,
+    table_names,
+    training_table,
+    update_readme,
+    write_markdown,
+)
+from whtnet.tracking import make_sink
+
+QUICK = ("parameters", "digits")
+EXPERIMENTS = ROOT / "experiments"
+RESULTS = ROOT / "results"
+RECORDS = RESULTS / "runs.jsonl"
+
+
+@exit_on_user_error
+def main() -> None:
+    """Parse the command line and reproduce the tables one after another."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "tables", nargs="*", help=f"from {', '.join(table_names(EXPERIMENTS))}; default: the quick ones"
+    )
+    parser.add_argument("--list", action="store_true", help="list the tables and stop")
+    parser.add_argument("--logger", default="wandb", help="where training curves go besides the records: wandb or none")
+    parser.add_argument(
+        "--override", action="append", default=[], metavar="KEY=VALUE", help="a Hydra override for all runs"
+    )
+    parser.add_argument("--fresh", action="store_true", help="train again what this checkout has trained before")
+    arguments = parser.parse_args()
+    specs = [load_spec(EXPERIMENTS, name) for name in arguments.tables or QUICK]
+    if arguments.list:
+        _list_tables()
+        return
+    for spec in specs:
+        reproduce = {"parameters": _reproduce_parameters, "training": _reproduce_training}[spec.kind]
+        _publish(spec, reproduce(spec, arguments))
+
+
+def _list_tables() -> None:
+    for name in table_names(EXPERIMENTS):
+        quick = " (quick: part of the default)" if name in QUICK else ""
+        console.print(f"  {name:<20} {load_spec(EXPERIMENTS, name).title}{quick}", markup=False)
+
+
+def _reproduce_parameters(spec: TableSpec, _: argparse.Namespace) -> list[Table]:
+    def settings(row: Mapping[str, Any]) -> dict[str, Any]:
+        return compose_config([f"backbone={row['backbone']}", *row.get("overrides", ())], "count_params")["backbone"]
+
+    total = len(spec.rows) + len(spec.families) * len(shipped_policies())
+    with ProgressView() as view:
+        bar, done = view.task(spec.title), itertools.count(1)
+        rows = count_rows(spec, settings, lambda step: bar(next(done) / total, step))
+        families = count_families(spec, settings, lambda step: bar(next(done) / total, step))
+    write_json(RESULTS / f"{spec.name}.json", {"environment": environment("cpu"), "rows": rows, "families": families})
+    return parameter_tables(spec, rows, families)
+
+
+def _reproduce_training(spec: TableSpec, arguments: argparse.Namespace) -> list[Table]:
+    recorded = {(r["table"], r["row"], r["seed"]) for r in read_records(RECORDS)}
+    runs = [(row, seed) for row in spec.rows for seed in row.get("seeds", spec.seeds)]
+    missing = [(row, seed) for row, seed in runs if spec.rerun or (spec.name, row["id"], seed) not in recorded]
+    if len(missing) < len(runs):
+        console.print(f"{spec.name}: {len(runs) - len(missing)} of {len(runs)} runs are recorded in {_shown(RECORDS)}")
+    with ProgressView(spec.name, len(missing)) as view:
+        for row, seed in missing:
+            overrides = [*spec.overrides, *row["overrides"], f"seed={seed}", f"logger={arguments.logger}"]
+            config = compose_config([*overrides, *arguments.override])
+            parts = (config[key] for key in ("backbone", "policy", "dataset", "trainer", "seed", "device"))
+            bar = view.task(f"{row['id']}, seed {seed}")
+            record = run(
+                Experiment(*parts),
+                sink=make_sink(**config["logger"]),
+                root=ROOT / config["run_root"],
+                resume="never" if arguments.fresh else "auto",
+                group=spec.name,
+                tags=(spec.name, row["id"]),
+                on_progress=bar,
+            )
+            put_record(RECORDS, {"table": spec.name, "row": row["id"], **record})
+            bar.finish()
+    return [training_table(spec, read_records(RECORDS))]
+
+
+def _publish(spec: TableSpec, tables: list[Table]) -> None:
+    for table in tables:
+        console.print(table.rich())
+    path = RESULTS / f"{spec.name}.md"
+    write_markdown(path, tables, f"make reproduce-table TABLE={spec.name}")
+    update_readme(ROOT / "README.md", spec.name, tables[0])
+    console.print(f"Written: {_shown(path)}\n")
+
+
+def _shown(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""What a person sees while runs go on: progress bars on a terminal, a line now and then in a log file."""
+
+import functools
+import sys
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, ParamSpec, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from whtnet.errors import UserError
+from whtnet.policy import Report
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+console = Console(highlight=False)
+
+_LOG_INTERVAL_S = 30.0
+
+
+class ProgressView:
+    """One overall bar and one for each task under way; a context manager.
+
+    Where the output is no terminal, a line of status is printed every 30 seconds instead.
+
+    Args:
+        title: names the overall bar; None for no overall bar.
+        total: number of tasks of the overall bar.
+    """
+
+    def __init__(self, title: str | None = None, total: int = 1) -> None:
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[status]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._overall = self._bars.add_task(title, total=total, status="") if title else None
+        self._title, self._total, self._done = title, total, 0
+        self._last_line = time.monotonic()
+
+    def __enter__(self) -> "ProgressView":
+        self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self._bars.stop()
+
+    def task(self, description: str) -> "TaskView":
+        """Add a bar for a task that goes from 0 to 1."""
+        return TaskView(self, description, self._bars.add_task(description, total=1.0, status=""))
+
+    def _update(self, task: "TaskView", fraction: float, status: str) -> None:
+        self._bars.update(task.identifier, completed=fraction, status=status)
+        if self._overall is not None:
+            self._bars.update(self._overall, completed=self._done + fraction)
+        if not console.is_terminal and time.monotonic() - self._last_line > _LOG_INTERVAL_S:
+            self._last_line = time.monotonic()
+            overall = f"[{self._done + 1}/{self._total}] " if self._title else ""
+            console.print(f"{overall}{task.description}: {fraction:.0%}, {status}", markup=False)
+
+    def _finish(self, task: "TaskView") -> None:
+        self._bars.remove_task(task.identifier)
+        self._done += 1
+        if self._overall is not None:
+            self._bars.update(self._overall, completed=self._done)
+
+
+class TaskView:
+    """The bar of one task; call it with the fraction done and a status, and :meth:`finish` it."""
+
+    def __init__(self, view: ProgressView, description: str, identifier: TaskID) -> None:
+        self._view, self.description, self.identifier = view, description, identifier
+
+    def __call__(self, fraction: float, status: str) -> None:
+        """Show ``fraction`` (0 to 1) and ``status``."""
+        self._view._update(self, fraction, status)
+
+    def finish(self) -> None:
+        """Take the bar away and count the task as done."""
+        self._view._finish(self)
+
+
+def print_report(report: Report) -> None:
+    """Show what a policy replaced, and what the model costs before and after."""
+    size = "×".join(map(str, report.input_size))
+    sites = Table(title=f"{report.architecture}, {size}, policy {report.policy}")
+    sites.add_column("site", overflow="fold")
+    for column in ("kind", "layer", "map in → out"):
+        sites.add_column(column)
+    sites.add_column("parameters before → after", justify="right")
+    for site in report.replacements:
+        into, out = ("×".join(map(str, shape)) for shape in (site.input_shape, site.output_shape))
+        counts = f"{site.parameters_before:,} → {site.parameters_after:,}"
+        sites.add_row(site.name, site.kind, site.layer, f"{into} → {out}", counts)
+    if report.replacements:
+        console.print(sites)
+    totals = Table(title=f"{len(report.replacements)} sites replaced")
+    totals.add_column("total")
+    for column in ("before", "after", "change"):
+        totals.add_column(column, justify="right")
+    for label, name in _TOTALS.items():
+        before, after = getattr(report.before, name), getattr(report.after, name)
+        totals.add_row(label, f"{before:,}", f"{after:,}", f"{after / before - 1:+.1%}" if before else "")
+    console.print(totals)
+
+
+_TOTALS = {
+    "parameters": "parameters",
+    "parameters with BN statistics": "parameters_with_bn_statistics",
+    "MACs": "macs",
+    "additions of WHTs": "wht_additions",
+}
+
+
+def print_record(record: Mapping[str, Any]) -> None:
+    """Show the result of a run in two lines."""
+    cost = record["cost"]
+    console.print(
+        f"test top-1 {record['test_top1']:.2f} % after {record['epochs']} epochs ({record['run']})", style="bold"
+    )
+    if record["best"]:
+        best = record["best"]
+        console.print(f"best held-out top-1 {best['holdout_top1']:.2f} % in epoch {best['epoch']}")
+    console.print(
+        f"{cost['parameters']:,} parameters, {cost['macs'] / 1e6:,.1f}M MACs; "
+        f"{record['images_per_s']:,.0f} images/s, {record['duration_s'] / 60:.1f} min"
+    )
+
+
+def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
+    """Turn errors that the user can mend, and Ctrl-C, into their message and an exit status, without a traceback."""
+
+    @functools.wraps(main)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return main(*args, **kwargs)
+        except UserError as error:
+            console.print(f"error: {error}", style="bold red", markup=False)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            console.print("interrupted; the same command goes on from the last checkpoint", style="bold")
+            sys.exit(130)
+
+    return wrapper

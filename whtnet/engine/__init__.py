@@ -1,0 +1,19 @@
+"""Training: settings (`config`), the loop (`fit`), checkpoints (`checkpoint`)."""
+
+from whtnet.engine.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from whtnet.engine.config import ConfigError, TrainConfig
+from whtnet.engine.fit import FitResult, NonFiniteLossError, evaluate, fit, parameter_groups, seed_everything
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "FitResult",
+    "NonFiniteLossError",
+    "TrainConfig",
+    "evaluate",
+    "fit",
+    "load_checkpoint",
+    "parameter_groups",
+    "save_checkpoint",
+    "seed_everything",
+]

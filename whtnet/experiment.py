@@ -1,0 +1,221 @@
+"""One run from plain settings to its record: build → replace → fit → record."""
+
+import datetime
+import hashlib
+import json
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from whtnet.backbones import build_backbone
+from whtnet.data import ImageDataset, Loaders, load_dataset
+from whtnet.engine import ConfigError, FitResult, TrainConfig, fit, seed_everything
+from whtnet.engine.fit import Progress
+from whtnet.files import exclusive_folder
+from whtnet.policy import Policy, Report, apply_policy_
+from whtnet.records import environment, write_json
+from whtnet.tracking import RunInfo, Sink
+
+CHECKPOINT = "checkpoint.pt"
+RECORD = "record.json"
+RESUME = ("auto", "never")
+
+_SUMMARY = ("epochs", "test_top1", "test_loss", "images_per_s", "duration_s")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The settings of a run, as plain data.
+
+    Attributes:
+        backbone: keywords of :func:`whtnet.backbones.build_backbone`, ``name`` among them.
+        policy: data of a :class:`whtnet.Policy`.
+        dataset: keywords of :func:`whtnet.data.load_dataset`, ``name`` among them.
+        trainer: keywords of :class:`whtnet.engine.TrainConfig`.
+        seed: of weights, batches and augmentation.
+        device: ``auto``, ``cpu``, ``cuda``, ….
+    """
+
+    backbone: Mapping[str, Any]
+    policy: Mapping[str, Any]
+    dataset: Mapping[str, Any]
+    trainer: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    device: str = "auto"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What determines the result: everything but where the data lies and which device computes."""
+        dataset = {k: v for k, v in self.dataset.items() if k not in ("root", "download")}
+        trainer = {k: v for k, v in self.trainer.items() if k not in ("workers", "dry_run")}
+        parts = {"backbone": dict(self.backbone), "policy": dict(self.policy), "dataset": dataset, "trainer": trainer}
+        return parts | {"seed": self.seed}
+
+    @property
+    def fingerprint(self) -> str:
+        """Eight hexadecimal digits that identify the settings."""
+        return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:8]
+
+    @property
+    def name(self) -> str:
+        """Name of the run, the same whenever the settings are the same."""
+        return f"{self.backbone['name']}-{self.policy['name']}-seed{self.seed}-{self.fingerprint}"
+
+    def folder(self, root: Path) -> Path:
+        """The run's own folder under ``root``."""
+        return root / str(self.dataset["name"]) / self.name
+
+
+def run(
+    experiment: Experiment,
+    *,
+    sink: Sink,
+    root: Path = Path("runs"),
+    resume: str = "auto",
+    group: str | None = None,
+    tags: tuple[str, ...] = (),
+    on_report: Callable[[Report], None] = lambda report: None,
+    on_progress: Progress = lambda fraction, status: None,
+) -> dict[str, Any]:
+    """Train one model and return its record, which is also written to the run's folder as ``record.json``.
+
+    Args:
+        experiment: the settings.
+        sink: where the curves go besides the record.
+        root: folder of all runs; each has a folder of its own there, named by its settings.
+        resume: ``auto`` goes on from the folder's checkpoint, and returns the record of a run that is finished;
+            ``never`` starts afresh in a folder with a new number.
+        group: of the run on a dashboard; dataset and backbone if None.
+        tags: more tags for a dashboard.
+        on_report: called with the policy's report before training starts.
+        on_progress: called with the fraction done and a line of status.
+
+    Raises:
+        UserError: for settings that can't be, data that is missing, a damaged checkpoint, a run that is in progress in
+            another process, a loss that is not finite.
+    """
+    if resume not in RESUME:
+        raise ConfigError(f"unknown resume={resume!r}; choose one of {', '.join(RESUME)}")
+    folder = experiment.folder(root)
+    if resume == "never":
+        folder = _unused(folder)
+    with exclusive_folder(folder):
+        if (record_file := folder / RECORD).exists():
+            return json.loads(record_file.read_text(encoding="utf-8"))
+        parts = _prepare(experiment)
+        on_report(parts.report)
+        default_group = f"{experiment.dataset['name']}-{experiment.backbone['name']}"
+        info = RunInfo(
+            name=experiment.name,
+            group=group or default_group,
+            tags=[experiment.backbone["name"], experiment.policy["name"], experiment.dataset["name"], *tags],
+            config=experiment.settings | {"cost": parts.cost, "environment": environment(parts.device)},
+            run_dir=folder,
+        )
+        sink.start(info)
+        record: dict[str, Any] = {}
+        try:
+            result = parts.fit(
+                experiment,
+                checkpoint=folder / CHECKPOINT,
+                on_epoch=lambda metrics: sink.log(int(metrics["epoch"]), metrics),
+                on_progress=on_progress,
+            )
+            record = _record(experiment, parts, result)
+            write_json(record_file, record)
+        finally:
+            summary = {key: record[key] for key in _SUMMARY if key in record}
+            sink.finish(summary | parts.cost, failed=not record)
+    return record
+
+
+def dry_run(experiment: Experiment) -> tuple[Report, dict[str, float]]:
+    """Build the model, train and evaluate one batch, write nothing; returns the policy's report and the metrics."""
+    parts = _prepare(experiment)
+    return parts.report, parts.fit(experiment).history[-1]
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device called ``name``; ``auto`` is a GPU where there is one.
+
+    Raises:
+        ConfigError: if there is no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device={name!r} can't be used here: {reason}; try device=auto") from error
+    return device
+
+
+@dataclass(frozen=True)
+class _Parts:
+    config: TrainConfig
+    device: torch.device
+    model: nn.Module
+    report: Report
+    loaders: Loaders
+
+    @property
+    def cost(self) -> dict[str, int]:
+        return self.report.to_dict()["after"]
+
+    def fit(self, experiment: Experiment, **options: Any) -> FitResult:
+        identity = {"seed": experiment.seed, "fingerprint": experiment.fingerprint}
+        return fit(self.model, self.loaders, self.config, device=self.device, **identity, **options)
+
+
+def _prepare(experiment: Experiment) -> _Parts:
+    config = TrainConfig.from_dict(experiment.trainer)
+    policy = Policy.from_dict(experiment.policy)
+    device = resolve_device(experiment.device)
+    dataset: ImageDataset = load_dataset(**experiment.dataset)
+    seed_everything(experiment.seed)
+    model = build_backbone(**experiment.backbone, num_classes=dataset.num_classes)
+    report = apply_policy_(model, policy, dataset.input_size)
+    loaders = dataset.loaders(
+        batch_size=config.batch_size,
+        eval_batch_size=config.eval_batch_size,
+        device=device,
+        seed=experiment.seed,
+        channels_last=config.use_channels_last(device),
+        workers=config.workers,
+    )
+    return _Parts(config, device, model, report, loaders)
+
+
+def _record(experiment: Experiment, parts: _Parts, result: FitResult) -> dict[str, Any]:
+    last = result.history[-1]
+    return {
+        "run": experiment.name,
+        "seed": experiment.seed,
+        "epochs": last["epoch"],
+        "test_top1": last["test_top1"],
+        "test_loss": last["test_loss"],
+        "best": result.best,
+        "cost": parts.cost,
+        "images_per_s": statistics.median(metrics["images_per_s"] for metrics in result.history),
+        "duration_s": result.seconds,
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "precision": str(parts.config.autocast_dtype(parts.device) or torch.float32).removeprefix("torch."),
+        "settings": experiment.settings,
+        "environment": environment(parts.device),
+        "history": result.history,
+    }
+
+
+def _unused(folder: Path) -> Path:
+    number, candidate = 2, folder
+    while candidate.exists():
+        candidate = folder.with_name(f"{folder.name}-{number}")
+        number += 1
+    return candidate

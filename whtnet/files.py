@@ -1,0 +1,103 @@
+"""Writing files so that a killed process leaves either the old content or the new, and processes don't collide."""
+
+import os
+import secrets
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from whtnet.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+
+class FileError(UserError, OSError):
+    """A file that cannot be written."""
+
+
+class BusyError(UserError, RuntimeError):
+    """A folder that another process is at work in."""
+
+
+def atomic_write(path: str | Path, data: bytes | memoryview | str) -> None:
+    """Replace the content of ``path`` in one step, creating its folder where needed; text is written as UTF-8.
+
+    Raises:
+        FileError: naming the path, where the folder cannot be written or the disk is full; the previous content is then
+            untouched.
+    """
+    path = Path(path)
+    # Through a link, so that the link stays; beside the target, because a rename is atomic within a file system only.
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("xb") as file:
+                file.write(data.encode() if isinstance(data, str) else data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the file's lock; without one (Windows, some network file systems) writers must take turns by themselves."""
+    if fcntl is None:
+        yield
+        return
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("ab")  # creates it, and never truncates
+        except OSError as error:
+            raise _cannot_write(path, error) from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError as error:
+                warnings.warn(f"{path}: no lock here ({error}); write from one process at a time", stacklevel=4)
+            # A writer before us may have replaced the file while we waited: then ours is the lock of the old one.
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                yield
+                return
+
+
+@contextmanager
+def exclusive_folder(folder: Path) -> Iterator[None]:
+    """Be the only process at work in ``folder``, which is created where needed; the lock ends with the process.
+
+    Raises:
+        BusyError: if another process is at work there.
+        FileError: where the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a+")
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+    with file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise BusyError(
+                    f"{folder}: the same run is in progress in another process; wait for it, or pass resume=never for "
+                    "a second one beside it"
+                ) from error
+        yield
+
+
+def _cannot_write(path: Path, error: OSError) -> FileError:
+    reason = error.strerror or str(error)
+    return FileError(
+        f"cannot write {path}: {reason}; give it a writable folder with free space, or choose another path"
+    )

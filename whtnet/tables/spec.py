@@ -1,0 +1,72 @@
+"""Specifications of tables, one YAML file each in ``experiments/``."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from whtnet.errors import UserError
+
+KINDS = ("parameters", "training")
+
+
+class TableError(UserError, ValueError):
+    """A table that does not exist, or whose specification can't be read."""
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """What a table holds.
+
+    Attributes:
+        name: of the file, and of the results.
+        title: heading.
+        kind: ``parameters`` (counted) or ``training`` (trained).
+        intro: a sentence or two above the table.
+        rows: each with an ``id``, and what its kind needs.
+        overrides: Hydra overrides that all rows of a training table share.
+        seeds: seeds of each row of a training table; a row's own ``seeds`` win.
+        rerun: train every row on this machine, whatever records there are; otherwise recorded runs are kept.
+        families: backbones for the matrix of a parameter table.
+    """
+
+    name: str
+    title: str
+    kind: str
+    rows: tuple[Mapping[str, Any], ...]
+    intro: str = ""
+    overrides: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+    rerun: bool = False
+    families: tuple[Mapping[str, Any], ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise TableError(f"table {self.name!r}: unknown kind {self.kind!r}; choose one of {', '.join(KINDS)}")
+        ids = [row.get("id") for row in self.rows]
+        if None in ids or len(set(ids)) != len(ids):
+            raise TableError(f"table {self.name!r}: every row needs an id of its own, got {ids}")
+
+
+def table_names(folder: Path) -> list[str]:
+    """Names of the tables specified in ``folder``."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def load_spec(folder: Path, name: str) -> TableSpec:
+    """Read the specification of table ``name``.
+
+    Raises:
+        TableError: if there is none, or it is malformed.
+    """
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        raise TableError(f"no table {name!r}; there are {', '.join(table_names(folder))}")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        lists = {key: tuple(data[key]) for key in ("rows", "overrides", "seeds", "families") if key in data}
+        return TableSpec(name=name, **{**data, **lists})
+    except (yaml.YAMLError, TypeError) as error:
+        raise TableError(f"{path} is no specification of a table: {error}") from error
