@@ -77,8 +77,7 @@ def measure_cost(model: nn.Module, input_size: tuple[int, int, int]) -> Cost:
             module.register_forward_pre_hook(add)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         probe(images[:1])
-    counts = counter.get_flop_counts()
-    flops = sum(counts["Global"].values())
+    counts, flops = counter.get_flop_counts(), counter.get_total_flops()
     # The reference computes transforms as matrix products. Those are additions in a fast algorithm, counted above;
     # convolutions inside a layer (HT-perceptron) remain multiplications.
     root = type(probe).__name__

@@ -1,0 +1,54 @@
+import torch
+from torch import nn
+
+from whtnet import BWHT1d, FWHT2d, HTPerceptron2d, apply_policy_
+from whtnet.backbones import build_backbone
+from whtnet.cost import measure_cost
+
+
+def count(*layers, size=(3, 32, 32)):
+    return measure_cost(nn.Sequential(*layers), size)
+
+
+def test_macs_of_layers_with_known_costs():
+    assert count(nn.Conv2d(3, 16, 3, padding=1)).macs == 32 * 32 * 16 * 27
+    assert count(nn.Conv2d(3, 6, 3, stride=2, groups=3)).macs == 15 * 15 * 6 * 9
+    assert count(nn.Flatten(), nn.Linear(3072, 10)).macs == 30720
+
+
+def test_resnet20_has_its_published_macs():
+    # 40.55M multiply-adds in 3×3 convolutions and the classifier (He et al.'s network), plus the two 1×1 shortcuts.
+    shortcuts = 16 * 16 * 16 * 32 + 8 * 8 * 32 * 64
+    assert measure_cost(build_backbone("resnet20"), (3, 32, 32)).macs == 40_551_040 + shortcuts
+
+
+def test_transforms_cost_additions_and_no_macs():
+    cost = count(FWHT2d(32))
+    assert (cost.macs, cost.wht_additions) == (0, 2 * 3 * 1024 * 10)
+    cost = count(BWHT1d(3, 5, block_size=4, stride=2))
+    assert (cost.macs, cost.wht_additions) == (0, 256 * (1 + 2) * 4 * 2)
+    cost = count(BWHT1d(3, 1, block_size=1))
+    assert (cost.macs, cost.wht_additions) == (0, 1024 * 2)  # the sums of a projection
+    cost = count(HTPerceptron2d(3, 4, 32, paths=2))
+    assert cost.macs == 2 * 3 * 4 * 1024  # its 1×1 convolutions
+    assert cost.wht_additions == (3 + 4) * 1024 * 10 + 4 * 1024
+
+
+def test_statistics_and_trainable_parameters_only():
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.BatchNorm2d(8, track_running_stats=False))
+    model[0].weight.requires_grad_(False)
+    cost = measure_cost(model, (3, 4, 4))
+    assert (cost.parameters, cost.bn_statistics, cost.parameters_with_bn_statistics) == (8 + 16 + 16, 16, 56)
+
+
+def test_measuring_leaves_the_model_alone():
+    model = build_backbone("resnet20").train()
+    apply_policy_(model, "paper")
+    calls = []
+    model.register_forward_hook(lambda *args: calls.append(args))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    measure_cost(model, (3, 32, 32))
+    assert model.training
+    assert not calls
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert next(model.parameters()).device.type == "cpu"

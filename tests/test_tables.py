@@ -1,0 +1,150 @@
+import re
+from pathlib import Path
+
+import pytest
+
+from whtnet.errors import UserError
+from whtnet.tables import Table, TableError, load_spec, parameter_tables, table_names, training_table, update_readme
+from whtnet.tables.training import mean_std
+
+ROOT = Path(__file__).parents[1]
+EXPERIMENTS = ROOT / "experiments"
+
+ENVIRONMENT = {
+    "commit": "0123456789",
+    "dirty": False,
+    "versions": {"torch": "2.15.0"},
+    "device_name": "a CPU",
+    "threads": 2,
+}
+
+
+def write_spec(folder, text):
+    (folder / "mine.yaml").write_text(text)
+    return load_spec(folder, "mine")
+
+
+def record(row, seed, top1, parameters=100, table="mine"):
+    return {
+        "table": table,
+        "row": row,
+        "seed": seed,
+        "epochs": 5,
+        "test_top1": top1,
+        "duration_s": 60.0,
+        "precision": "float32",
+        "cost": {"parameters": parameters, "macs": 2_000_000},
+        "settings": {"trainer": {"schedule": "onecycle"}},
+        "environment": ENVIRONMENT,
+    }
+
+
+SPEC = """
+title: Mine
+kind: training
+seeds: [0, 1]
+rows:
+  - {id: a, label: first, overrides: []}
+  - {id: b, label: second, overrides: [], published: {top1: 90.12, parameters: 50, source: somewhere}}
+  - {id: c, label: third, overrides: []}
+"""
+
+
+def test_training_table_aggregates_records(tmp_path):
+    records = [record("a", 0, 90.0), record("a", 1, 92.0), record("b", 0, 88.0, 50), record("a", 0, 1.0, table="other")]
+    table = training_table(write_spec(tmp_path, SPEC), records)
+    rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    assert rows[0]["test top-1 (%)"] == "91.00 ± 1.41 (n=2)"
+    assert rows[1]["test top-1 (%)"] == "88.00 (n=1)"
+    assert (rows[1]["parameters"], rows[1]["change"]) == ("50", "-50.0%")
+    assert (rows[0]["published top-1 (%)"], rows[1]["published top-1 (%)"]) == ("not at hand", "90.12")
+    assert rows[1]["source"] == "somewhere"
+    assert rows[2]["test top-1 (%)"] == rows[2]["parameters"] == "not run"
+    assert any("a CPU" in note and "01234567" in note for note in table.notes)
+
+
+def test_sample_standard_deviation():
+    assert mean_std([1.0, 2.0, 3.0, 4.0]) == "2.50 ± 1.29 (n=4)"
+
+
+def test_parameter_tables_show_a_difference_where_there_is_one(tmp_path):
+    spec = write_spec(tmp_path, "title: P\nkind: parameters\nrows: []")
+    row = {"model": "m", "replaced": "r", "count": "trainable", "source": "s"}
+    cost = {"parameters": 10, "parameters_with_bn_statistics": 12, "macs": 1e6, "wht_additions": 0}
+    families = [
+        {"backbone": "x", "input_size": [3, 8, 8], "policy": "none", "cost": cost, "sites": 0},
+        {"backbone": "x", "input_size": [3, 8, 8], "policy": "half", "cost": {**cost, "parameters": 5}, "sites": 2},
+        {"backbone": "x", "input_size": [3, 8, 8], "policy": "odd", "error": "matches nothing"},
+    ]
+    rows = [{**row, "published": 10, "ours": 10}, {**row, "published": 12, "ours": 10}]
+    published, family = parameter_tables(spec, rows, families)
+    assert [r[5] for r in published.rows] == ["yes", "no (-2)"]
+    assert [r[3] for r in family.rows] == ["+0.0%", "-50.0%"]
+    assert "`odd`" in family.notes[0]
+
+
+def test_markdown_is_well_formed():
+    text = Table("T", ["a", "b", "c"], [["x|y", "1", "line\nbreak"]], text_columns=("c",)).markdown()
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert lines == ["| a | b | c |", "| :--- | ---: | :--- |", "| x\\|y | 1 | line break |"]
+
+
+def test_readme_marks(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- table: t -->\nold\n<!-- end -->\nafter <!-- end -->\n")
+    table = Table("T", ["a"], [["1"]])
+    update_readme(readme, "t", table)
+    update_readme(readme, "t", table)
+    text = readme.read_text()
+    assert text.startswith("before\n<!-- table: t -->\n### T\n")
+    assert text.endswith("<!-- end -->\nafter <!-- end -->\n")
+    assert "old" not in text
+    assert text.count("### T") == 1
+    update_readme(readme, "other", table)
+    assert readme.read_text() == text
+    readme.write_text("<!-- table: t -->\n")
+    with pytest.raises(UserError, match="end"):
+        update_readme(readme, "t", table)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("title: x\nkind: other\nrows: []", "unknown kind"),
+        ("title: x\nkind: training\nrows: [{label: a}]", "id of its own"),
+        ("title: x\nkind: training\nrows: [{id: a}, {id: a}]", "id of its own"),
+        ("title: x\nkind: training\nrows: []\ncolour: red", "colour"),
+        ("title: [", "no specification"),
+    ],
+)
+def test_malformed_specifications(tmp_path, text, words):
+    with pytest.raises(TableError, match=words):
+        write_spec(tmp_path, text)
+
+
+def test_unknown_tables_list_the_known_ones():
+    with pytest.raises(TableError, match="digits"):
+        load_spec(EXPERIMENTS, "nothing")
+
+
+@pytest.mark.parametrize("name", table_names(EXPERIMENTS))
+def test_shipped_specifications(name):
+    spec = load_spec(EXPERIMENTS, name)
+    for row in spec.rows:
+        published = row.get("published")
+        if isinstance(published, dict):
+            assert published["source"]  # no number without its source
+        elif published is not None:
+            assert row["source"]
+
+
+@pytest.mark.parametrize("name", table_names(EXPERIMENTS))
+def test_readme_shows_what_results_hold(name):
+    readme, results = (ROOT / "README.md").read_text(), ROOT / "results" / f"{name}.md"
+    block = re.search(rf"<!-- table: {name} -->\n(.*?)<!-- end -->", readme, re.DOTALL)
+    if block is None:
+        pytest.skip("not shown in the README")
+    shown = [line for line in block[1].splitlines() if line.startswith("|")]
+    made = [line for line in results.read_text().splitlines() if line.startswith("|")]
+    assert shown
+    assert shown == made[: len(shown)]
