@@ -176,7 +176,12 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(tmp_path, options,
     path = tmp_path / "checkpoint.pt"
     with pytest.raises(Interrupted):
         train(
-            make_model(dropout=0.2), settings, loaders(holdout=True), checkpoint=path, on_progress=interrupt, fingerprint="f"
+            make_model(dropout=0.2),
+            settings,
+            loaders(holdout=True),
+            checkpoint=path,
+            on_progress=interrupt,
+            fingerprint="f",
         )
     torch.manual_seed(123)  # a resumed process is in another random state
     resumed = make_model(dropout=0.2)

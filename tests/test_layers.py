@@ -475,6 +475,14 @@ def test_initial_thresholds_are_uniform_and_drawn_from_the_seed():
     assert not torch.equal(first, second.threshold)
 
 
+def test_ht_perceptron_resets_its_convolutions_too():
+    layer = HTPerceptron2d(3, 3, 4, paths=2)
+    for p in layer.parameters():
+        nn.init.constant_(p, math.nan)
+    layer.reset_parameters()
+    assert all(p.isfinite().all() for p in layer.parameters())
+
+
 @every_layer
 def test_autocast(name):
     layer, shape = build(name)

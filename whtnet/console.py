@@ -18,6 +18,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 console = Console(highlight=False)
+if not console.is_terminal:
+    console.width = 160  # a file has no width; this keeps rows on a line
 
 _LOG_INTERVAL_S = 30.0
 

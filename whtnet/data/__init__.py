@@ -1,0 +1,16 @@
+"""Data sets as batches of normalised images: where they come from (`sources`), how they are batched (`loaders`)."""
+
+from whtnet.data.dataset import ImageDataset, load_dataset
+from whtnet.data.loaders import Loader, Loaders
+from whtnet.data.parts import DatasetError, DatasetNotFoundError
+from whtnet.data.sources import SOURCES
+
+__all__ = [
+    "SOURCES",
+    "DatasetError",
+    "DatasetNotFoundError",
+    "ImageDataset",
+    "Loader",
+    "Loaders",
+    "load_dataset",
+]

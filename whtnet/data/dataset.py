@@ -1,0 +1,166 @@
+"""A data set by its name: read, checked, perhaps with a part held out, ready to be batched."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from timm.data import create_transform
+
+from whtnet.data.loaders import FileLoader, Loader, Loaders, MemoryLoader
+from whtnet.data.parts import DatasetError, Files, Part, Triple, stratified_split
+from whtnet.data.sources import read_source
+
+
+@dataclass(frozen=True)
+class ImageDataset:
+    """Images of known classes, split in training and test part.
+
+    Attributes:
+        name: of the data set.
+        classes: their names, in the order of the labels.
+        input_size: (C, H, W).
+        mean: of each channel, subtracted from pixels in 0..1.
+        std: of each channel, divided by.
+        train: what is trained on.
+        test: the official test set.
+        holdout: a part of the official training set that isn't trained on, or None.
+        crop_padding: black pixels around a training image before a random crop back to its size; 0 for no crop.
+        flip: mirror training images at random.
+    """
+
+    name: str
+    classes: list[str]
+    input_size: tuple[int, int, int]
+    mean: Triple
+    std: Triple
+    train: Part = field(repr=False)
+    test: Part = field(repr=False)
+    holdout: Part | None = field(default=None, repr=False)
+    crop_padding: int = 0
+    flip: bool = False
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.classes)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of images of each part there is."""
+        parts = {"train": self.train, "test": self.test, "holdout": self.holdout}
+        return {split: len(part) for split, part in parts.items() if part is not None}
+
+    def loaders(
+        self,
+        *,
+        batch_size: int,
+        device: torch.device,
+        seed: int,
+        eval_batch_size: int | None = None,
+        channels_last: bool = False,
+        workers: int = 2,
+    ) -> Loaders:
+        """Loaders of all parts.
+
+        Args:
+            batch_size: images a training step; a larger one than the training part is cut down to it.
+            device: of the batches; a GPU also keeps the images of a data set that is in memory.
+            seed: of order and augmentation, at least 0.
+            eval_batch_size: images a step in evaluation; None for ``batch_size``.
+            channels_last: memory format of the images.
+            workers: processes that decode a data set that isn't in memory.
+
+        Raises:
+            DatasetError: for a batch size below 1, or augmentation that can't be.
+        """
+
+        def loader(part: Part, size: int, seed: int | None = None) -> Loader:
+            common = {"batch_size": size, "device": device, "channels_last": channels_last, "seed": seed}
+            if isinstance(part.images, Files):
+                return FileLoader(part, self._transform(part.images, seed is not None), workers=workers, **common)
+            augmentation = {"crop_padding": self.crop_padding, "flip": self.flip}
+            return MemoryLoader(part, mean=self.mean, std=self.std, **augmentation, **common)
+
+        eval_size = batch_size if eval_batch_size is None else eval_batch_size
+        holdout = None if self.holdout is None else loader(self.holdout, eval_size)
+        return Loaders(loader(self.train, batch_size, seed), loader(self.test, eval_size), holdout)
+
+    def _transform(self, files: Files, training: bool) -> Any:
+        options = {"mean": self.mean, "std": self.std}
+        if not training:
+            return files.eval_transform(**options)
+        options |= {"hflip": 0.5 if self.flip else 0.0, **files.transform}
+        try:
+            return create_transform(self.input_size, is_training=True, **options)
+        except TypeError as error:
+            raise DatasetError(f"dataset.transform does not suit timm: {error}") from error
+
+
+def load_dataset(
+    name: str,
+    *,
+    root: str | None = None,
+    download: bool = True,
+    holdout: float = 0.0,
+    crop_padding: int = 0,
+    flip: bool = False,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    **options: Any,
+) -> ImageDataset:
+    """Load a data set.
+
+    Images that fit stay decoded in memory, and a second call with the same arguments finds them there; sets too large
+    for that (source ``timm``) are decoded by worker processes, with timm's transforms.
+
+    Args:
+        name: ``digits``, ``cifar10``, ``cifar100``, ``fashion_mnist``, ``timm`` or ``synthetic``.
+        root: folder of a local copy, see :mod:`whtnet.data.sources`.
+        download: download what is missing, where torchvision can.
+        holdout: fraction of the training part to hold out for choices such as the best epoch; drawn by class, always
+            the same images.
+        crop_padding: crop training images at random after surrounding them with so many black pixels; in memory only:
+            otherwise timm crops and resizes at random.
+        flip: mirror training images at random.
+        mean: of each channel, in 0..1 units; None for the data set's own.
+        std: of each channel, likewise.
+        options: of the data set: see the ``timm`` and ``synthetic`` sources.
+
+    Raises:
+        DatasetError: a ValueError, for an unknown name or option, a value that can't be, an empty part, labels out of
+            range.
+        DatasetNotFoundError: a RuntimeError, if the data is neither here nor could be downloaded.
+    """
+    if not 0 <= holdout < 1:
+        raise DatasetError(f"dataset.holdout must be in [0, 1), got {holdout}")
+    if crop_padding < 0:
+        raise DatasetError(f"dataset.crop_padding must not be negative, got {crop_padding}")
+    source = read_source(name, root, download, **options)
+    images, train, held = source.train.images, source.train, None
+    if crop_padding and isinstance(images, Files):
+        raise DatasetError(
+            f"dataset.crop_padding={crop_padding} is for data in memory, but {name} is decoded by workers, where timm "
+            "crops and resizes at random; set dataset.crop_padding=0, or dataset.in_memory=true"
+        )
+    if holdout:
+        rest, chosen = stratified_split(train.labels, holdout)
+        train, held = train.subset(rest), train.subset(chosen)
+    return ImageDataset(
+        name=name,
+        classes=list(source.classes),
+        input_size=(3, *(images.size if isinstance(images, Files) else images.shape[-2:])),
+        mean=_three("mean", source.mean if mean is None else mean),
+        std=_three("std", source.std if std is None else std),
+        train=train,
+        test=source.test,
+        holdout=held,
+        crop_padding=crop_padding,
+        flip=flip,
+    )
+
+
+def _three(name: str, values: Sequence[float]) -> Triple:
+    if not isinstance(values, Sequence) or len(values) != 3 or (name == "std" and min(values) <= 0):
+        raise DatasetError(f"dataset.{name} must be three {'positive ' * (name == 'std')}numbers, got {values}")
+    return tuple(float(value) for value in values)
