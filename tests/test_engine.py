@@ -154,7 +154,7 @@ def test_same_seed_same_bits_other_seed_other_bits():
     assert not all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), c.state_dict().values(), strict=True))
 
 
-class Interrupted(Exception):
+class InterruptError(Exception):
     pass
 
 
@@ -171,10 +171,10 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(tmp_path, options,
 
     def interrupt(fraction, status):
         if fraction == pytest.approx((at[0] + (at[1] + 1) / 3) / 4):
-            raise Interrupted
+            raise InterruptError
 
     path = tmp_path / "checkpoint.pt"
-    with pytest.raises(Interrupted):
+    with pytest.raises(InterruptError):
         train(
             make_model(dropout=0.2),
             settings,

@@ -217,7 +217,7 @@ class HTPerceptron2d(SpectralLayer):
         out_channels: C_out.
         size: the feature map, H = W or (H, W), before padding. The layer is bound to it.
         paths: P.
-        residual: add x to the result; None (default) does so when P = 1, as HT-2023.
+        residual: add x to the result; None (default) does so when P = 1, as HT-2023, and C_in = C_out.
         threshold: ``"soft"`` (HT-2023's, the default) or ``"smooth"``.
         clamp: use relu(T) for T (HT-2023's, the default).
         keep_dc: pass the coefficients (0, 0) of the convolution's result through unthresholded.

@@ -82,7 +82,8 @@ def fwht(x: Tensor, dim: int = -1, order: str = "natural") -> Tensor:
     """Orthonormal fast Walsh-Hadamard transform along one dimension.
 
     Equals ``torch.nn.functional.linear(x, hadamard_matrix(n) / sqrt(n))`` for ``dim=-1``. Autocast does not change its
-    precision: the result has the input's dtype.
+    precision: the result has the input's dtype. (Call ``backward`` outside of autocast, as PyTorch advises; inside, the
+    gradient is computed in the low precision. A GPU that is allowed TF32 uses it here too.)
 
     Args:
         x: floating-point tensor of any shape, whose size n along ``dim`` is a power of two.

@@ -81,6 +81,7 @@ class Place:
     def missing(self, reason: object) -> DatasetNotFoundError:
         """The error to raise when the data isn't there."""
         looked = ", ".join(str(path) for path in self.looked)
+        reason = " ".join(str(reason).split())  # torchvision's spans lines
         return DatasetNotFoundError(
             f"the data set {self.name} was not found; looked in {looked} ({reason}). Set dataset.root=FOLDER, or "
             "WHTNET_DATA in the environment, to a local copy, or dataset.download=true on a machine with a network"
