@@ -6,7 +6,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from whtnet.console import ProgressView, console, exit_on_user_error, print_record, print_report
-from whtnet.experiment import Experiment, dry_run, run
+from whtnet.experiment import RECORD, Experiment, dry_run, run
 from whtnet.tracking import make_sink
 
 
@@ -22,7 +22,9 @@ def main(config: DictConfig) -> float | None:
         console.print(f"One batch trained: loss {metrics['train_loss']:.4f}. Nothing was written.")
         return None
     root = Path(c["run_root"])
-    console.print(f"run folder: {experiment.folder(root)}")
+    folder = experiment.folder(root)
+    finished = c["resume"] == "auto" and (folder / RECORD).exists()
+    console.print(f"run folder: {folder}" + (" (finished earlier; resume=never trains again)" if finished else ""))
     with ProgressView() as view:
         record = run(
             experiment,

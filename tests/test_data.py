@@ -437,10 +437,10 @@ def from_timm(root, **options):
     return load_dataset("timm", root=str(root), **{"input_size": 16} | options)
 
 
-def resized(path):
-    """Resize the shorter side to 16, crop the centre."""
+def resized(path, side=16):
+    """Resize the shorter side, crop the centre to 16×16."""
     image = Image.open(path).convert("RGB")
-    return transforms.CenterCrop(16)(transforms.Resize(16)(image))
+    return transforms.CenterCrop(16)(transforms.Resize(side)(image))
 
 
 def test_a_folder_of_images_of_any_size(folder):
@@ -452,6 +452,7 @@ def test_a_folder_of_images_of_any_size(folder):
     assert dataset.train.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     paths = sorted((folder / "train").rglob("*.png"))
     assert torch.equal(dataset.train.images, as_tensor([resized(p) for p in paths]))
+    assert torch.equal(from_timm(folder, crop_pct=0.5).train.images, as_tensor([resized(p, 32) for p in paths]))
     assert from_timm(folder, input_size=[3, 8, 12]).input_size == (3, 8, 12)
 
 
@@ -506,19 +507,23 @@ def test_the_file_loader_has_the_same_form_as_the_one_in_memory(folder):
     assert torch.equal(everything(parts.holdout)[0], everything(loaders(whole).holdout)[0])
 
 
-def test_flip_and_transform_reach_timm(folder):
-    plain = {"scale": [1.0, 1.0], "ratio": [1.0, 1.0], "color_jitter": 0.0}
-    same = from_timm(folder, in_memory=False, transform={"no_aug": True}, input_size=32)
-    images, _ = everything(loaders(same, batch_size=12).train)
-    assert images.shape == (12, 3, 32, 32)
-    train = from_timm(folder, in_memory=False, transform=plain).loaders
-    still = at_epoch(train(batch_size=12, device=CPU, seed=0, workers=0).train, 0)[0]
-    mirrored = from_timm(folder, in_memory=False, flip=True, transform={**plain, "hflip": 1.0}).loaders
-    flipped = at_epoch(mirrored(batch_size=12, device=CPU, seed=0, workers=0).train, 0)[0]
-    square = [i for i in range(12) if torch.allclose(still[i].flip(2), flipped[i], atol=1e-5)]
-    assert square  # images of other shapes are cropped elsewhere
+def test_flip_and_transform_reach_timm(tmp_path):
+    for split in ("train", "val"):
+        write_images(tmp_path / split, ["ant", "bee"], 20)
+    whole = {"scale": [1.0, 1.0], "ratio": [1.0, 1.0], "color_jitter": 0.0, "interpolation": "bilinear"}
+
+    def images(flip):
+        dataset = from_timm(tmp_path, in_memory=False, flip=flip, transform=whole)
+        return at_epoch(loaders(dataset, batch_size=40).train, 0)[0]
+
+    still, flipped = images(False), images(True)
+    kept, mirrored = ((flipped == other).flatten(1).all(1) for other in (still, still.flip(3)))
+    assert 10 < mirrored.sum() < 30
+    assert (kept ^ mirrored).all()
+    order = torch.randperm(40, generator=epoch_generator(0, 0))
+    assert torch.equal(still, everything(loaders(from_timm(tmp_path)).test)[0][order])  # both splits hold the same
     with pytest.raises(DatasetError, match=r"dataset\.transform.*nonsense"):
-        loaders(from_timm(folder, in_memory=False, transform={"nonsense": 1}))
+        loaders(from_timm(tmp_path, in_memory=False, transform={"nonsense": 1}))
 
 
 def test_what_is_kept_in_memory(folder, monkeypatch):

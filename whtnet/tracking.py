@@ -183,7 +183,10 @@ def _choose_mode(wandb: Any) -> tuple[str, str]:
     """The mode, and why, where there is something to say."""
     # Silent, because login would else ask the network for the name to greet. The settings know what the commands
     # `wandb offline` and `wandb disabled` left behind, but not who said "online".
-    mode = os.environ.get("WANDB_MODE") or wandb.setup(wandb.Settings(silent=True)).settings.mode
+    try:
+        mode = os.environ.get("WANDB_MODE") or wandb.setup(wandb.Settings(silent=True)).settings.mode
+    except Exception as error:
+        raise SinkError(f"wandb refuses its settings: {error}; mend them, or choose logger=none") from error
     if mode == "online" and "WANDB_MODE" not in os.environ:
         try:
             if not wandb.login(prompt=False, verify=False):  # asks neither the user nor the network

@@ -1,0 +1,255 @@
+"""The commands as users type them."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from whtnet.backbones import build_backbone
+from whtnet.data import SOURCES
+from whtnet.engine import TrainConfig
+from whtnet.policy import Policy
+from whtnet.tables import load_spec, table_names
+from whtnet.tracking import make_sink
+
+ROOT = Path(__file__).parents[1]
+TINY = [
+    "dataset=synthetic",
+    "dataset.size=8",
+    "dataset.train_size=32",
+    "dataset.test_size=16",
+    "trainer.epochs=1",
+    "trainer.batch_size=16",
+    "trainer.precision=fp32",
+    "device=cpu",
+]
+
+
+ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")} | {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    return importlib.import_module
+
+
+def command(*arguments, cwd, env=None):
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env={**ENVIRONMENT, **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def train(*overrides, cwd, logger="none", **options):
+    return command(ROOT / "train.py", *TINY, f"logger={logger}", *overrides, cwd=cwd, **options)
+
+
+# --- Every file of every group makes something ---
+
+
+def options_of(group):
+    return sorted(path.stem for path in (ROOT / "configs" / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("backbone", options_of("backbone"))
+def test_backbone_configs_build(scripts, backbone):
+    config = scripts("_compose").compose_config([f"backbone={backbone}"])["backbone"]
+    assert config["name"] == backbone
+    assert build_backbone(**config, num_classes=3)
+
+
+def test_other_configs_compose(scripts):
+    compose = scripts("_compose").compose_config
+    for policy in options_of("policy"):
+        assert Policy.from_dict(compose([f"policy={policy}"])["policy"]).name == policy
+    for trainer in options_of("trainer"):
+        TrainConfig.from_dict(compose([f"trainer={trainer}"])["trainer"])
+    assert set(options_of("dataset")) == set(SOURCES)
+    for logger in options_of("logger"):
+        make_sink(**compose([f"logger={logger}"])["logger"])
+
+
+def test_the_default_recipe_is_the_authors(scripts):
+    settings = scripts("_compose").compose_config([])["trainer"]
+    assert TrainConfig.from_dict(settings) == TrainConfig()
+
+
+@pytest.mark.parametrize("table", table_names(ROOT / "experiments"))
+def test_rows_of_tables_compose(scripts, table):
+    spec = load_spec(ROOT / "experiments", table)
+    for row in spec.rows if spec.kind == "training" else ():
+        scripts("_compose").compose_config([*spec.overrides, *row["overrides"]])
+
+
+def test_unknown_overrides_are_named(scripts):
+    from whtnet.errors import UserError
+
+    with pytest.raises(UserError, match="epocs"):
+        scripts("_compose").compose_config(["trainer.epocs=3"])
+
+
+# --- train.py ---
+
+
+def test_train_records_and_does_not_repeat(tmp_path):
+    first = train("policy=conv3x3", "seed=3", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    (record_file,) = tmp_path.glob("runs/synthetic/resnet20-conv3x3-seed3-*/record.json")
+    record = json.loads(record_file.read_text())
+    assert f"test top-1 {record['test_top1']:.2f} %" in first.stdout
+    assert "9 sites replaced" in first.stdout
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["runs"]  # Hydra leaves nothing of its own
+    again = train("policy=conv3x3", "seed=3", cwd=tmp_path)
+    assert again.returncode == 0
+    assert json.loads(record_file.read_text()) == record
+    assert "finished earlier" in again.stdout
+
+
+def test_dry_run_reports_and_writes_nothing(tmp_path):
+    done = train("trainer.dry_run=true", "policy=paper", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "11 sites replaced" in done.stdout
+    assert "One batch trained" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_multirun(tmp_path):
+    done = command(ROOT / "train.py", "-m", *TINY, "logger=none", "policy=none,conv3x3", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("runs/synthetic/*/record.json"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["policy=squeeze_excite"], "matches nothing"),
+        (["trainer.lr=-1"], "trainer.lr"),
+        (["dataset=cifar10", "dataset.root=nowhere", "dataset.download=false"], "dataset.root"),
+    ],
+)
+def test_mistakes_end_with_one_message_and_no_traceback(tmp_path, overrides, words):
+    failed = command(ROOT / "train.py", "logger=none", "device=cpu", *overrides, cwd=tmp_path)
+    assert failed.returncode == 1
+    assert words in failed.stdout + failed.stderr
+    assert "Traceback" not in failed.stdout + failed.stderr
+    assert not list(tmp_path.rglob("record.json"))
+
+
+def test_without_wandb_installed(tmp_path):
+    blocked = tmp_path / "blocked"
+    blocked.mkdir()
+    (blocked / "wandb.py").write_text("raise ImportError('not installed')\n")
+    env = {"PYTHONPATH": str(blocked)}
+    work = tmp_path / "work"
+    work.mkdir()
+    assert train(cwd=work, env=env).returncode == 0
+    failed = train("seed=1", cwd=work, env=env, logger="wandb")
+    assert failed.returncode == 1
+    assert "logger=none" in failed.stdout
+
+
+def test_wandb_logs_offline_and_says_so_in_one_line(tmp_path):
+    pytest.importorskip("wandb")
+    env = {"HOME": str(tmp_path / "home"), "XDG_CONFIG_HOME": str(tmp_path / "home")}
+    done = train("tags=[mine]", cwd=tmp_path, logger="wandb", env=env)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith("wandb:")]
+    assert len(lines) == 1
+    assert "wandb leet" in lines[0]
+    assert "wandb sync" in lines[0]
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+
+
+# --- scripts ---
+
+
+def test_count_params_as_json(tmp_path):
+    arguments = ["backbone=mobilenet_v2", "policy=fwht2021_947k", "--json"]
+    done = command(ROOT / "scripts" / "count_params.py", *arguments, cwd=tmp_path)
+    report = json.loads(done.stdout)
+    assert report["before"]["parameters_with_bn_statistics"] == 2_270_794
+    assert report["after"]["parameters_with_bn_statistics"] == 947_786
+    assert len(report["replacements"]) == 10
+    assert report["replacements"][0]["parameters_before"] == 55_296
+    bad = command(ROOT / "scripts" / "count_params.py", "policy=squeeze_excite", cwd=tmp_path)
+    assert bad.returncode == 1
+    assert "Traceback" not in bad.stdout + bad.stderr
+
+
+SPEC = """
+title: Tiny
+kind: training
+overrides: [{overrides}]
+seeds: [0, 1]
+rows:
+  - {{id: baseline, label: baseline, overrides: [policy=none]}}
+  - {{id: conv3x3, label: replaced, overrides: [policy=conv3x3], seeds: [0]}}
+"""
+
+
+@pytest.fixture
+def reproduce(scripts, tmp_path, monkeypatch):
+    """The script on a project of its own, whose only table is a tiny one."""
+    module = scripts("reproduce_table")
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "README.md").write_text("<!-- table: tiny -->\n<!-- end -->\n")
+    (tmp_path / "experiments" / "tiny.yaml").write_text(SPEC.format(overrides=", ".join(TINY)))
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(module, "EXPERIMENTS", tmp_path / "experiments")
+    monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(module, "RECORDS", tmp_path / "results" / "runs.jsonl")
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["reproduce_table.py", "tiny", "--logger", "none", *arguments])
+        module.main()
+        return [json.loads(line) for line in module.RECORDS.read_text().splitlines()]
+
+    return call
+
+
+def test_reproduce_trains_what_is_missing_and_rebuilds_the_table(reproduce, tmp_path):
+    records = reproduce()
+    assert [(r["table"], r["row"], r["seed"]) for r in records] == [
+        ("tiny", "baseline", 0),
+        ("tiny", "baseline", 1),
+        ("tiny", "conv3x3", 0),
+    ]
+    markdown = (tmp_path / "results" / "tiny.md").read_text()
+    assert "(n=2)" in markdown
+    assert "273,066" not in markdown  # four classes, so another count than with ten
+    readme = (tmp_path / "README.md").read_text()
+    assert "### Tiny" in readme
+    path = tmp_path / "results" / "runs.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in records[1:]))
+    for run in (tmp_path / "runs").rglob("record.json"):
+        run.unlink()  # so that what is trained again shows
+    again = reproduce()
+    assert {(r["row"], r["seed"]) for r in again} == {(r["row"], r["seed"]) for r in records}
+    assert len(list((tmp_path / "runs").rglob("record.json"))) == 1
+    assert str(tmp_path) not in path.read_text()
+
+
+def test_a_table_that_asks_for_it_is_trained_again(reproduce, tmp_path):
+    spec = tmp_path / "experiments" / "tiny.yaml"
+    spec.write_text(spec.read_text() + "rerun: true\n")
+    first = reproduce()
+    for run in (tmp_path / "runs").rglob("record.json"):
+        run.unlink()
+    for checkpoint in (tmp_path / "runs").rglob("checkpoint.pt"):
+        checkpoint.unlink()
+    second = reproduce()
+    assert len(second) == 3
+    assert [r["finished"] for r in first] != [r["finished"] for r in second] or first[0]["history"] != second[0][
+        "history"
+    ]
+    assert [r["test_loss"] for r in first] == [r["test_loss"] for r in second]
