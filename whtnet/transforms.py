@@ -15,6 +15,9 @@ ORDERS = ("natural", "sequency")
 # transforms 1024 points, the paper's largest size, in two products.
 _MAX_FACTOR = 32
 
+# Asking about autocast raises for other devices (meta, say); asking torch which have it breaks torch 2.11's compiler.
+_AUTOCAST_DEVICES = ("cpu", "cuda", "xpu", "mps")
+
 _factor_cache: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
 
 
@@ -105,7 +108,7 @@ def fwht(x: Tensor, dim: int = -1, order: str = "natural") -> Tensor:
     n = x.shape[dim]
     _check_size(n)
     kind = x.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+    if kind in _AUTOCAST_DEVICES and torch.is_autocast_enabled(kind):
         with torch.autocast(kind, enabled=False):
             y = _kronecker_fwht(x, dim, n)
     else:
