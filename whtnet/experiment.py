@@ -14,11 +14,12 @@ from torch import nn
 
 from whtnet.backbones import build_backbone
 from whtnet.data import ImageDataset, Loaders, load_dataset
-from whtnet.engine import ConfigError, FitResult, TrainConfig, fit, seed_everything
+from whtnet.engine import ConfigError, FitResult, TrainConfig, fit
 from whtnet.engine.fit import Progress
 from whtnet.files import exclusive_folder
 from whtnet.policy import Policy, Report, apply_policy_
 from whtnet.records import environment, write_json
+from whtnet.seeding import seed_everything
 from whtnet.tracking import RunInfo, Sink
 
 CHECKPOINT = "checkpoint.pt"

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.utils import data
 
 from whtnet.data.parts import DatasetError, Part, Triple
+from whtnet.seeding import mix_seeds
 
 Batch = tuple[Tensor, Tensor]
 
@@ -188,14 +189,14 @@ def crop_and_flip(images: Tensor, rows: Tensor, columns: Tensor, mirrored: Tenso
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
     """A generator on the CPU for one epoch of a run; neighbouring seeds and epochs have nothing in common."""
-    return torch.Generator().manual_seed(_mix(seed, epoch))
+    return torch.Generator().manual_seed(mix_seeds(seed, epoch))
 
 
 @contextlib.contextmanager
 def seeded(*entropy: int) -> Iterator[None]:
     """Seed the global generators that timm's transforms draw from (Python, NumPy, PyTorch on the CPU), then restore."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    seed = _mix(*entropy)
+    seed = mix_seeds(*entropy)
     random.seed(seed)
     np.random.seed(seed)
     torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs too
@@ -205,7 +206,3 @@ def seeded(*entropy: int) -> Iterator[None]:
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
-
-
-def _mix(*entropy: int) -> int:
-    return int(np.random.SeedSequence(entropy).generate_state(1)[0])

@@ -2,7 +2,7 @@
 
 from whtnet.engine.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from whtnet.engine.config import ConfigError, TrainConfig
-from whtnet.engine.fit import FitResult, NonFiniteLossError, evaluate, fit, parameter_groups, seed_everything
+from whtnet.engine.fit import FitResult, NonFiniteLossError, evaluate, fit, parameter_groups
 
 __all__ = [
     "CheckpointError",
@@ -15,5 +15,4 @@ __all__ = [
     "load_checkpoint",
     "parameter_groups",
     "save_checkpoint",
-    "seed_everything",
 ]

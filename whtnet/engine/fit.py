@@ -2,14 +2,12 @@
 
 import contextlib
 import math
-import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,6 +18,7 @@ from whtnet.engine.checkpoint import load_checkpoint, save_checkpoint
 from whtnet.engine.config import TrainConfig
 from whtnet.errors import UserError
 from whtnet.layers import spectral_parameter_names
+from whtnet.seeding import seed_everything
 
 _LOSS_CHECK_STEPS = 50  # reading the loss waits for a GPU, so it is looked at this often, and at the end of an epoch
 
@@ -270,14 +269,6 @@ class _Run:
         last = self.state.history[-1] if self.state.history else {}
         accuracy = f", test {last['test_top1']:.2f} %" if "test_top1" in last else ""
         return f"epoch {self.state.epoch + 1}/{self.config.epochs}{accuracy}"
-
-
-def seed_everything(seed: int, epoch: int = 0) -> None:
-    """Seed Python, NumPy and torch from the run's seed and the epoch."""
-    mixed = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
-    random.seed(mixed)
-    np.random.seed(mixed)
-    torch.manual_seed(mixed)
 
 
 def _autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[Any]:
