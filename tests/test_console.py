@@ -1,0 +1,82 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from whtnet import apply_policy_, console
+from whtnet.backbones import build_backbone
+from whtnet.errors import UserError
+
+
+@pytest.fixture
+def screen(monkeypatch):
+    """What is printed, on a terminal or into a file."""
+
+    def make(terminal):
+        buffer = io.StringIO()
+        monkeypatch.setattr(console, "console", Console(file=buffer, force_terminal=terminal, width=160))
+        return buffer
+
+    return make
+
+
+def test_bars_on_a_terminal(screen):
+    out = screen(terminal=True)
+    with console.ProgressView("table", 2) as view:
+        for name in ("first", "second"):
+            task = view.task(name)
+            task(0.5, "epoch 1/2")
+            view._bars.refresh()
+            task.finish()
+    for word in ("table", "first", "second", "epoch 1/2", "100 %"):
+        assert word in out.getvalue()
+
+
+def test_lines_in_a_file(screen, monkeypatch):
+    out = screen(terminal=False)
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    with console.ProgressView("table", 3) as view:
+        task = view.task("row a, seed 0")
+        for step in range(100):
+            now[0] += 1
+            task(step / 100, "epoch 1/5")
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 3  # one every 30 seconds
+    assert lines[0] == "[1/3] row a, seed 0: 30%, epoch 1/5"
+
+
+def test_the_report_shows_sites_and_totals(screen):
+    out = screen(terminal=False)
+    console.print_report(apply_policy_(build_backbone("resnet20"), "paper"))
+    text = out.getvalue()
+    assert "layer2.0.shortcut.0" in text
+    assert "544 → 32" in text
+    assert "273,066" in text
+    assert "133,082" in text
+    assert "-51.3%" in text
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"), [(UserError("do this"), 1, "do this"), (KeyboardInterrupt(), 130, "goes on")]
+)
+def test_mendable_errors_become_messages(screen, error, status, words):
+    out = screen(terminal=False)
+
+    @console.exit_on_user_error
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == status
+    assert words in out.getvalue()
+
+
+def test_other_errors_keep_their_traceback():
+    @console.exit_on_user_error
+    def main():
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        main()
