@@ -1,5 +1,6 @@
 """Walsh-Hadamard layers for neural networks: transforms, layers, and policies that put them into any backbone."""
 
+from whtnet.kernels import backend_for, set_backend
 from whtnet.layers import BWHT1d, FWHT2d, HTPerceptron2d, PreGAPFWHT2d, spectral_parameter_names
 from whtnet.policy import Policy, apply_policy_, load_policy
 from whtnet.transforms import fwht, fwht2, hadamard_matrix, ifwht
@@ -13,10 +14,12 @@ __all__ = [
     "Policy",
     "PreGAPFWHT2d",
     "apply_policy_",
+    "backend_for",
     "fwht",
     "fwht2",
     "hadamard_matrix",
     "ifwht",
     "load_policy",
+    "set_backend",
     "spectral_parameter_names",
 ]

@@ -1,0 +1,453 @@
+"""Every fast backend against the reference in float64, over layouts, dtypes and shapes; and how it is built."""
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from functools import partial
+from pathlib import Path
+
+import pytest
+import references
+import torch
+
+import whtnet
+from whtnet import BWHT1d, FWHT2d, functional, kernels
+from whtnet.kernels import cpu, reference
+
+F64, F32, BF16 = torch.float64, torch.float32, torch.bfloat16
+FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    HAVE_KERNEL = kernels.backend_for(torch.ones(1)) == "cpu" or (
+        kernels.get_backend() == "reference" and cpu.available()
+    )
+needs_kernel = pytest.mark.skipif(not HAVE_KERNEL, reason="no compiler, no kernel")
+
+
+@pytest.fixture(autouse=True)
+def _backend():
+    before, threads = kernels.get_backend(), torch.get_num_threads()
+    kernels.set_backend("auto")
+    yield
+    kernels.set_backend(before)
+    torch.set_num_threads(threads)
+
+
+def check(fast, slow, x, parameters):
+    """Values and gradients of ``fast`` in the dtype of ``x`` against ``slow`` in float64."""
+    x = x.requires_grad_()
+    y = fast(x, *parameters)
+    double = [None if v is None else v.detach().to(F64).requires_grad_() for v in (x, *parameters)]
+    expected = slow(*double)
+    assert (y.shape, y.dtype) == (expected.shape, x.dtype)
+    assert y.stride() == slow(x.detach(), *[None if p is None else p.detach() for p in parameters]).stride()
+    g = torch.randn_like(y)
+    inputs = [v for v in (x, *parameters) if v is not None]
+    got = torch.autograd.grad(y, inputs, g)
+    wanted = torch.autograd.grad(expected, [v for v in double if v is not None], g.to(F64))
+    eps = torch.finfo(x.dtype).eps
+    for a, b in zip((y, *got), (expected, *wanted), strict=True):
+        assert (a.dtype, a.shape) == (x.dtype if a.shape == x.shape or a is y else a.dtype, b.shape)
+        scale = b.detach().abs().max().item() if b.numel() else 0.0
+        low = a.dtype == BF16
+        torch.testing.assert_close(
+            a.detach().to(F64),
+            b.detach(),
+            rtol=0.51 * eps if low else 0,
+            atol=(1e-5 if low else 60 * eps) * max(scale, 1),
+        )
+
+
+def parameter(*shape, dtype, low=-0.2, high=0.8):
+    return torch.empty(shape, dtype=F64 if dtype == F64 else F32).uniform_(low, high).requires_grad_()
+
+
+# -- two dimensions ---------------------------------------------------------------------------------------------------
+
+MAPS = [
+    (1, 1),
+    (2, 2),
+    (4, 4),
+    (8, 8),
+    (16, 16),
+    (32, 32),
+    (64, 64),
+    (3, 5),
+    (7, 7),
+    (14, 14),
+    (5, 33),
+    (4, 64),
+    (64, 2),
+    (1, 8),
+    (16, 1),
+    (28, 30),
+]
+
+
+@needs_kernel
+@pytest.mark.parametrize("dtype", [F32, BF16, F64], ids=str)
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("size", MAPS, ids=str)
+def test_fwht2d_equals_the_reference(size, layout, dtype):
+    padded = [references.power_of_two(s) for s in size]
+    for channels, weighted in [(16, True), (3, True), (37, False)]:
+        x = torch.randn(3, channels, *size).to(dtype).contiguous(memory_format=FORMATS[layout])
+        t, v = parameter(*padded, dtype=dtype), parameter(*padded, dtype=dtype, low=-2, high=2) if weighted else None
+        assert kernels.backend_for(x, t, v) == "cpu"
+        check(functional.fwht2d, reference.fwht2d, x, (t, v))
+
+
+OPTIONS = [
+    {"kind": kind, "clamp": clamp, "keep_dc": dc}
+    for kind, clamp, dc in itertools.product(("smooth", "soft"), (False, True), (False, True))
+]
+
+
+@needs_kernel
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_fwht2d_options(options, layout):
+    for size, dtype in itertools.product([(4, 2), (8, 8), (6, 12), (32, 64)], (F32, F64)):
+        padded = [references.power_of_two(s) for s in size]
+        x = torch.randn(2, 19, *size).to(dtype).contiguous(memory_format=FORMATS[layout])
+        p = parameter(*padded, dtype=dtype), parameter(*padded, dtype=dtype, low=-2, high=2)
+        check(partial(functional.fwht2d, **options), partial(reference.fwht2d, **options), x, p)
+
+
+@needs_kernel
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_fwht2d_equals_the_dense_definition(options):
+    for size in [(3, 8), (16, 16)]:
+        padded = [references.power_of_two(s) for s in size]
+        x, t, v = torch.randn(2, 9, *size, dtype=F64), parameter(*padded, dtype=F64), parameter(*padded, dtype=F64)
+        check(partial(functional.fwht2d, **options), partial(references.fwht2d, **options), x, (t, v))
+
+
+@needs_kernel
+def test_float32_error_is_below_2e_6():
+    for shape in [(2, 1024, 8, 8), (2, 16, 32, 32)]:
+        x, t, v = torch.randn(shape), torch.rand(shape[2:]) * 0.1, torch.ones(shape[2:])
+        error = functional.fwht2d(x, t, v) - reference.fwht2d(x.double(), t.double(), v.double())
+        assert error.abs().max() < 2e-6
+    x, t = torch.randn(2, 1024, 8, 8), torch.rand(1, 1024) * 0.1
+    for memory_format in FORMATS.values():
+        error = functional.bwht1d(x.contiguous(memory_format=memory_format), t, 1024)
+        assert (error - reference.bwht1d(x.double(), t.double(), 1024)).abs().max() < 2e-6
+
+
+# -- one dimension ----------------------------------------------------------------------------------------------------
+
+CHANNELS = [  # (in, out, block)
+    (2, 2, 2), (5, 12, 16), (12, 5, 16), (16, 16, 16), (16, 32, 32), (64, 64, 64), (96, 24, 128), (33, 256, 256),
+    (300, 512, 512), (1024, 1024, 1024), (960, 160, 1024), (320, 1280, 2048), (4096, 4000, 4096),
+    (3, 5, 1), (9, 9, 4), (11, 31, 4), (31, 11, 4), (40, 20, 32), (33, 70, 32), (64, 256, 64), (200, 64, 64),
+    (96, 96, 32),
+]  # fmt: skip
+
+
+@needs_kernel
+@pytest.mark.parametrize("dtype", [F32, BF16, F64], ids=str)
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize(("c_in", "c_out", "block"), CHANNELS)
+def test_bwht1d_equals_the_reference(c_in, c_out, block, layout, dtype):
+    t = parameter(-(-max(c_in, c_out) // block), block, dtype=dtype)
+    for stride, spatial in [(1, (5, 7)), (2, (5, 3)), (1, (1, 1))]:
+        x = torch.randn(3, c_in, *spatial).to(dtype).contiguous(memory_format=FORMATS[layout])
+        assert kernels.backend_for(x, t) == "cpu"
+        flags = {"out_channels": c_out, "stride": stride}
+        check(partial(functional.bwht1d, **flags), partial(reference.bwht1d, **flags), x, (t,))
+
+
+@needs_kernel
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_bwht1d_options(options, layout):
+    for (c_in, c_out, block), stride, dtype in itertools.product(
+        [(64, 64, 64), (11, 31, 4), (31, 11, 4), (17, 40, 64)], (1, 3), (F32, F64)
+    ):
+        t = parameter(-(-max(c_in, c_out) // block), block, dtype=dtype)
+        x = torch.randn(2, c_in, 4, 5).to(dtype).contiguous(memory_format=FORMATS[layout])
+        flags = {"out_channels": c_out, "stride": stride, **options}
+        check(partial(functional.bwht1d, **flags), partial(reference.bwht1d, **flags), x, (t,))
+
+
+@needs_kernel
+@pytest.mark.parametrize("spatial", [(), (6,), (3, 2, 5)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_bwht1d_takes_any_number_of_spatial_dimensions(spatial, stride):
+    t = parameter(1, 32, dtype=F64)
+    flags = {"out_channels": 29, "stride": stride}
+    x = torch.randn(3, 17, *spatial, dtype=F64)
+    check(partial(functional.bwht1d, **flags), partial(reference.bwht1d, **flags), x, (t,))
+
+
+# -- as operators -----------------------------------------------------------------------------------------------------
+
+
+def cases(dtype=F32):
+    make = lambda *shape: torch.randn(shape, dtype=dtype).requires_grad_()  # noqa: E731
+    for memory_format in FORMATS.values():
+        x = torch.randn(2, 3, 4, 5, dtype=dtype).contiguous(memory_format=memory_format).requires_grad_()
+        yield torch.ops.whtnet.fwht2d.default, (x, make(4, 8), make(4, 8), "smooth", False, True)
+        yield torch.ops.whtnet.fwht2d.default, (x, make(4, 8), None, "soft", True, False)
+        yield torch.ops.whtnet.bwht1d.default, (x, make(2, 4), 7, "smooth", True, True, 2)
+        yield torch.ops.whtnet.bwht1d.default, (x, make(1, 8), 6, "soft", False, False, 1)
+
+
+@needs_kernel
+def test_opcheck():
+    for operator, arguments in cases():
+        torch.library.opcheck(operator, arguments)
+
+
+@needs_kernel
+def test_opcheck_of_the_gradients():
+    x, g = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
+    for v, wanted in itertools.product((None, torch.randn(4, 8)), (True, False)):
+        arguments = (g, x, torch.randn(4, 8), v, "smooth", False, False, wanted)
+        torch.library.opcheck(torch.ops.whtnet.fwht2d_backward.default, arguments)
+    arguments = (torch.randn(2, 7, 2, 3), x, torch.randn(2, 4), 7, "smooth", False, False, 2, True)
+    torch.library.opcheck(torch.ops.whtnet.bwht1d_backward.default, arguments)
+
+
+@needs_kernel
+def test_gradcheck_and_second_derivatives():
+    for operator, arguments in cases(F64):
+        inputs = [a for a in arguments if isinstance(a, torch.Tensor)]
+        call = lambda *i, f=operator, rest=arguments[len(inputs) :]: f(*i, *rest)  # noqa: E731
+        assert torch.autograd.gradcheck(call, inputs)
+        assert torch.autograd.gradgradcheck(call, inputs)
+
+
+@needs_kernel
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("wanted", [w for w in itertools.product((True, False), repeat=3) if any(w)], ids=str)
+def test_any_combination_of_gradients(wanted, layout):
+    x = torch.randn(2, 16, 8, 8).contiguous(memory_format=FORMATS[layout])
+    results = []
+    for backend in ("reference", "cpu"):
+        kernels.set_backend(backend)
+        torch.manual_seed(1)
+        inputs = [x.clone(), torch.rand(8, 8), torch.randn(8, 8)]
+        for value, w in zip(inputs, wanted, strict=True):
+            value.requires_grad_(w)
+        functional.fwht2d(*inputs).square().sum().backward()
+        results.append([i.grad for i in inputs])
+    for a, b, w in zip(*results, wanted, strict=True):
+        assert ((a is None), (b is None)) == (not w, not w)
+        if w:
+            torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-4)
+
+
+@needs_kernel
+@pytest.mark.parametrize("backend", ["aot_eager", "eager"])
+@pytest.mark.parametrize("layout", FORMATS)
+def test_compiles_without_a_graph_break(layout, backend):
+    torch.compiler.reset()
+    model = torch.nn.Sequential(BWHT1d(3, 5, block_size=4, stride=2), FWHT2d((4, 3)), BWHT1d(5, 3))
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    x = torch.randn(2, 3, 8, 6).contiguous(memory_format=FORMATS[layout])
+
+    def run(f):
+        y = f(x)
+        return y, *torch.autograd.grad(y.square().sum(), list(model.parameters()))
+
+    torch.testing.assert_close(run(compiled), run(model))
+
+
+@needs_kernel
+def test_what_a_fast_backend_does_not_serve_goes_to_the_reference():
+    x, t = torch.randn(2, 3, 4, 4), torch.rand(4, 4)
+    assert kernels.backend_for(x, t, None) == "cpu"
+    assert kernels.backend_for(x.half(), t, None) == "reference"
+    assert kernels.backend_for(x, t.double(), None) == "reference"
+    assert kernels.backend_for(x.to("meta"), t.to("meta"), None) == "reference"
+    assert kernels.backend_for(torch.ones(1, 1, 128, 64), torch.ones(128, 64), None) == "reference"
+    layer = FWHT2d(4)
+    single = torch.func.vmap(layer)(x)
+    torch.testing.assert_close(single, layer(x))
+    seen = []
+    torch.func.grad(lambda x: (seen.append(kernels.backend_for(x)), layer(x).sum())[1])(x)
+    assert seen == ["reference"]
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        assert torch.autograd.forward_ad.unpack_dual(layer(dual)).tangent is not None
+    program = torch.export.export(layer, (x,))
+    assert not any("whtnet" in str(node.target) for node in program.graph.nodes)
+
+
+# -- memory and threads -----------------------------------------------------------------------------------------------
+
+
+@needs_kernel
+def test_odd_memory():
+    for layer, shape in [(FWHT2d(8), (3, 16, 8, 8)), (BWHT1d(16, 24, block_size=8), (3, 16, 8, 8))]:
+        x = torch.randn(shape)
+        wanted = layer(x)
+        others = [x.flip(2).flip(2), x.transpose(2, 3).contiguous().transpose(2, 3)]
+        others += [torch.randn(3, 16, 8, 16)[..., ::2].copy_(x), torch.randn(3, 17, 8, 8)[:, 1:].copy_(x)]
+        others += [torch.empty(x.numel() + 1)[1:].view(shape).copy_(x)]  # not aligned to any vector
+        for other in others:
+            torch.testing.assert_close(layer(other), wanted, rtol=1e-5, atol=1e-6)
+        x = x.requires_grad_()
+        (a,) = torch.autograd.grad(layer(x).sum(), x)  # its gradient is one number, expanded
+        (b,) = torch.autograd.grad((layer(x) * 1.0).sum(), x)
+        torch.testing.assert_close(a, b)
+
+
+@needs_kernel
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+def test_nothing_beyond_the_result_is_written(layout, dtype):
+    # Results with many lanes and points to spare in the last vector, computed in the middle of a larger buffer.
+    x = torch.randn(2, 13, 7, 5).to(dtype).contiguous(memory_format=FORMATS[layout])
+    buffer = torch.full((x.numel() + 256,), 7.0, dtype=dtype)
+    y = torch.as_strided(buffer, x.shape, x.stride(), 128)
+    memory = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    job = cpu._job_2d(dtype, x.shape, memory, (8, 8), "smooth", False, False)
+    cpu._run(job, x, None, torch.rand(8, 8), None, y, None, None)
+    assert (buffer[:128] == 7).all()
+    assert (buffer[128 + x.numel() :] == 7).all()
+
+
+@needs_kernel
+@pytest.mark.parametrize("layout", FORMATS)
+def test_results_do_not_depend_on_the_number_of_threads(layout):
+    x = torch.randn(33, 20, 16, 16).contiguous(memory_format=FORMATS[layout])
+    for layer in (FWHT2d(16), BWHT1d(20, 48, block_size=16)):
+        results = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            leaf = x.clone().requires_grad_()
+            y = layer(leaf)
+            results.append((y, *torch.autograd.grad(y.square().sum(), [leaf, *layer.parameters()])))
+        torch.testing.assert_close(results[1], results[0], rtol=0, atol=0)
+        torch.testing.assert_close(results[2], results[0], rtol=0, atol=0)
+
+
+@needs_kernel
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [F32, BF16, F64], ids=str)
+def test_values_that_are_not_finite(dtype, value, layout):
+    x = torch.randn(5, 21, 8, 8).to(dtype).contiguous(memory_format=FORMATS[layout])
+    x[3, 17, 2, 5] = value
+    for layer in (FWHT2d(8), BWHT1d(21, 21, block_size=8), BWHT1d(21, 40)):
+        results = []
+        for backend in ("reference", "cpu"):
+            kernels.set_backend(backend)
+            leaf = x.clone().requires_grad_()
+            y = layer.to(F64 if dtype == F64 else F32)(leaf)
+            grads = torch.autograd.grad(y.float().sum(), [leaf, *layer.parameters()])
+            results.append([v.isfinite() for v in (y, *grads)])
+        for a, b in zip(*results, strict=True):
+            assert torch.equal(a, b)
+
+
+@needs_kernel
+def test_thresholds_that_are_not_finite():
+    x, t = torch.randn(2, 16, 4, 4), torch.rand(4, 4)
+    t[1, 2] = float("nan")
+    for clamp in (False, True):
+        y = functional.fwht2d(x, t, clamp=clamp)
+        assert torch.equal(y.isfinite(), reference.fwht2d(x, t, clamp=clamp).isfinite())
+
+
+# -- the choice of a backend ------------------------------------------------------------------------------------------
+
+
+def test_set_backend():
+    x = torch.randn(2, 3, 4, 4)
+    kernels.set_backend("reference")
+    assert whtnet.backend_for(x) == kernels.get_backend() == "reference"
+    with pytest.raises(ValueError, match=r"'gpu'.*auto, reference, cpu"):
+        whtnet.set_backend("gpu")
+    if HAVE_KERNEL:
+        kernels.set_backend("cpu")
+        assert whtnet.backend_for(x) == "cpu"
+
+
+def python(code, cache, timeout=300, **environment):
+    env = {k: v for k, v in os.environ.items() if k not in ("WHTNET_BACKEND", "CXX")}
+    env |= {"TORCH_EXTENSIONS_DIR": str(cache), "PYTHONPATH": str(Path(whtnet.__file__).parents[1]), **environment}
+    command = [sys.executable, "-c", code]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+CODE = """
+import torch, whtnet
+x = torch.ones(2, 3, 4, 4)
+print(whtnet.backend_for(x), whtnet.FWHT2d(4)(x).isfinite().all().item())
+"""
+
+
+def finish(process):
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return out.strip(), err
+
+
+def test_the_environment_chooses(tmp_path):
+    assert finish(python(CODE, tmp_path, WHTNET_BACKEND="reference"))[0] == "reference True"
+    assert not list(tmp_path.iterdir())
+    process = python(CODE, tmp_path, WHTNET_BACKEND="fast")
+    assert "unknown backend 'fast'" in process.communicate(timeout=100)[1]
+
+
+def test_nothing_is_built_at_import(tmp_path):
+    finish(python("import whtnet.kernels, whtnet.layers", tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "environment", [{"PATH": ""}, {"CXX": "false", "PATH": "/nowhere"}], ids=["no-compiler", "CXX-not-found"]
+)
+def test_without_a_compiler_the_reference_serves_and_says_so_once(tmp_path, environment):
+    code = CODE + "whtnet.FWHT2d(4)(x); whtnet.BWHT1d(3, 3)(x)"
+    out, err = finish(python(code, tmp_path, **environment))
+    assert out == "reference True"
+    assert err.count("UserWarning") == 1
+    assert "no C++ compiler" in err
+    process = python(CODE, tmp_path, WHTNET_BACKEND="cpu", **environment)
+    assert "backend 'cpu' is not available" in process.communicate(timeout=100)[1]
+
+
+def test_a_compiler_that_fails_leaves_the_reference(tmp_path):
+    compiler = tmp_path / "c++"
+    compiler.write_text("#!/bin/sh\necho broken >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    out, err = finish(python(CODE, tmp_path / "cache", CXX=str(compiler)))
+    assert out == "reference True"
+    assert "broken" in err
+
+
+@needs_kernel
+@pytest.mark.slow
+def test_processes_may_build_at_once_and_killed_builds_do_no_harm(tmp_path):
+    killed = python(CODE, tmp_path)
+    deadline = time.time() + 100
+    while not list(tmp_path.glob("whtnet/.build-*")) and time.time() < deadline:
+        time.sleep(0.05)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert not list(tmp_path.glob("whtnet/*.so"))
+    for process in [python(CODE, tmp_path) for _ in range(3)]:
+        out, err = finish(process)
+        assert (out, "Warning" in err) == ("cpu True", False)
+    (library,) = tmp_path.glob("whtnet/*.so")
+    library.write_bytes(b"not a library")  # damaged: built again
+    assert finish(python(CODE, tmp_path))[0] == "cpu True"
+    assert library.stat().st_size > 10000
+
+
+@needs_kernel
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root writes anywhere")
+def test_a_cache_that_cannot_be_written(tmp_path):
+    tmp_path.chmod(0o500)
+    assert finish(python(CODE, tmp_path))[0] == "cpu True"

@@ -1,0 +1,87 @@
+"""Fast implementations of the layers behind :mod:`whtnet.functional`, and the choice among them.
+
+==============  =====================================================================================================
+backend         what it is
+==============  =====================================================================================================
+``reference``   plain PyTorch, on every device and for every dtype (:mod:`~whtnet.kernels.reference`)
+``cpu``         one fused C++ kernel, compiled on first use by the system's compiler (:mod:`~whtnet.kernels.cpu`);
+                float32, bfloat16 and float64
+==============  =====================================================================================================
+
+``auto``, the default, takes the fastest that is there for an input. Choose another with :func:`set_backend` or the
+environment variable ``WHTNET_BACKEND``. Operators are registered with ``torch.library``
+(:mod:`~whtnet.kernels.operators`), an implementation per device; a new backend registers its own there and adds a line
+to ``_DEVICE_BACKENDS``.
+"""
+
+import os
+
+import torch
+from torch import Tensor
+
+from whtnet.kernels import cpu
+from whtnet.kernels.operators import bwht1d, fwht2d
+
+__all__ = ["BACKENDS", "backend_for", "bwht1d", "fwht2d", "get_backend", "set_backend"]
+
+BACKENDS = ("auto", "reference", "cpu")
+
+# device type: its fast backend and the module that implements it
+_DEVICE_BACKENDS = {"cpu": ("cpu", cpu)}
+
+_choice = "auto"
+
+
+def set_backend(name: str) -> None:
+    """Choose the implementation of the layers, for the whole process.
+
+    Args:
+        name: ``"auto"``: the fastest that is there for an input; ``"reference"``: plain PyTorch; ``"cpu"``: as
+            ``"auto"`` on the CPU, but an error where the kernel cannot be built, and the reference on other devices.
+
+    Raises:
+        ValueError: for another name.
+    """
+    global _choice
+    if name not in BACKENDS:
+        raise ValueError(f"unknown backend {name!r}; choose one of {', '.join(BACKENDS)}")
+    _choice = name
+
+
+def get_backend() -> str:
+    """The choice made by :func:`set_backend` or ``WHTNET_BACKEND``."""
+    return _choice
+
+
+def backend_for(x: Tensor, *parameters: Tensor | None) -> str:
+    """Which backend computes a layer for the input ``x`` with ``parameters`` (thresholds, weights).
+
+    The first call may compile the kernel. The reference serves whatever a fast backend does not: other devices and
+    dtypes, ``torch.export``, tracing, ``torch.func`` transforms, forward-mode differentiation, tensor subclasses.
+
+    Returns:
+        ``"reference"`` or the name of a fast backend.
+
+    Raises:
+        RuntimeError: if a backend was asked for by name and cannot be built.
+    """
+    if _choice == "reference" or x.device.type not in _DEVICE_BACKENDS or not _is_plain(x):
+        return "reference"
+    name, module = _DEVICE_BACKENDS[x.device.type]
+    if _choice not in ("auto", name) or not module.supports(x, parameters):
+        return "reference"
+    return name if module.available(_choice == name) else "reference"
+
+
+def _is_plain(x: Tensor) -> bool:
+    if torch.compiler.is_compiling():
+        return not torch.compiler.is_exporting()
+    return (
+        type(x) in (Tensor, torch.nn.Parameter)
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and torch.autograd.forward_ad._current_level < 0
+        and not torch.jit.is_tracing()
+    )
+
+
+set_backend(os.environ.get("WHTNET_BACKEND") or "auto")

@@ -1,0 +1,158 @@
+"""The layers as PyTorch operators: schema, shapes, autograd. Implementations are registered per device.
+
+``whtnet::fwht2d`` and ``whtnet::bwht1d`` and a gradient operator of each, which recomputes what it needs from the
+input: nothing but the input and the parameters is kept for the backward pass.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from whtnet.kernels import cpu, reference
+
+_OPTIONS = "str kind, bool clamp, bool keep_dc"
+torch.library.define("whtnet::fwht2d", f"(Tensor x, Tensor threshold, Tensor? weight, {_OPTIONS}) -> Tensor")
+torch.library.define(
+    "whtnet::fwht2d_backward",
+    f"(Tensor grad, Tensor x, Tensor threshold, Tensor? weight, {_OPTIONS}, bool input_gradient) "
+    "-> (Tensor, Tensor, Tensor)",
+)
+torch.library.define(
+    "whtnet::bwht1d", f"(Tensor x, Tensor threshold, SymInt out_channels, {_OPTIONS}, SymInt stride) -> Tensor"
+)
+torch.library.define(
+    "whtnet::bwht1d_backward",
+    f"(Tensor grad, Tensor x, Tensor threshold, SymInt out_channels, {_OPTIONS}, SymInt stride, bool input_gradient) "
+    "-> (Tensor, Tensor)",
+)
+
+
+def fwht2d(x: Tensor, threshold: Tensor, weight: Tensor | None, *, kind: str, clamp: bool, keep_dc: bool) -> Tensor:
+    """:func:`whtnet.functional.fwht2d` by the fast backend of the input's device."""
+    dtype = _parameter_dtype(x)
+    weight = None if weight is None else weight.to(dtype)
+    return torch.ops.whtnet.fwht2d(x, threshold.to(dtype), weight, kind, clamp, keep_dc)
+
+
+def bwht1d(
+    x: Tensor, threshold: Tensor, out_channels: int, *, kind: str, clamp: bool, keep_dc: bool, stride: int
+) -> Tensor:
+    """:func:`whtnet.functional.bwht1d` by the fast backend of the input's device."""
+    if stride != 1 and x.dim() > 4:  # the kernels subsample maps; other grids of pixels are subsampled here
+        x, stride = x[(..., *(slice(None, None, stride),) * (x.dim() - 2))], 1
+    threshold = threshold.to(_parameter_dtype(x))
+    return torch.ops.whtnet.bwht1d(x, threshold, out_channels, kind, clamp, keep_dc, stride)
+
+
+def _parameter_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+# -- the CPU ----------------------------------------------------------------------------------------------------------
+
+torch.library.impl("whtnet::fwht2d", "cpu", cpu.fwht2d)
+torch.library.impl("whtnet::fwht2d_backward", "cpu", cpu.fwht2d_backward)
+torch.library.impl("whtnet::bwht1d", "cpu", cpu.bwht1d)
+torch.library.impl("whtnet::bwht1d_backward", "cpu", cpu.bwht1d_backward)
+
+
+# -- shapes -----------------------------------------------------------------------------------------------------------
+
+
+@torch.library.register_fake("whtnet::fwht2d")
+def _(x: Tensor, threshold: Tensor, weight: Tensor | None, kind: str, clamp: bool, keep_dc: bool) -> Tensor:
+    return empty_like_input(x)
+
+
+@torch.library.register_fake("whtnet::fwht2d_backward")
+def _(
+    grad: Tensor,
+    x: Tensor,
+    threshold: Tensor,
+    weight: Tensor | None,
+    kind: str,
+    clamp: bool,
+    keep_dc: bool,
+    input_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    gx = empty_like_input(x) if input_gradient else x.new_empty(0)
+    return gx, torch.empty_like(threshold), threshold.new_empty(0) if weight is None else torch.empty_like(weight)
+
+
+@torch.library.register_fake("whtnet::bwht1d")
+def _(x: Tensor, threshold: Tensor, out_channels: int, kind: str, clamp: bool, keep_dc: bool, stride: int) -> Tensor:
+    return empty_pixels(x, out_channels, stride)
+
+
+@torch.library.register_fake("whtnet::bwht1d_backward")
+def _(
+    grad: Tensor,
+    x: Tensor,
+    threshold: Tensor,
+    out_channels: int,
+    kind: str,
+    clamp: bool,
+    keep_dc: bool,
+    stride: int,
+    input_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    return empty_like_input(x) if input_gradient else x.new_empty(0), torch.empty_like(threshold)
+
+
+empty_like_input, empty_pixels = cpu.empty_like_input, cpu.empty_pixels
+
+
+# -- autograd ---------------------------------------------------------------------------------------------------------
+
+
+def _setup_fwht2d(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    x, threshold, weight, *ctx.options = inputs
+    ctx.save_for_backward(x, threshold, weight)
+
+
+def _fwht2d_gradient(ctx: Any, grad: Tensor) -> tuple:
+    x, threshold, weight = ctx.saved_tensors
+    kind, clamp, keep_dc = ctx.options
+    if torch.is_grad_enabled():  # create_graph=True: the reference is differentiable any number of times
+        gx, gt, gv = _reference_gradient(
+            lambda x, t, v: reference.fwht2d(x, t, v, kind=kind, clamp=clamp, keep_dc=keep_dc),
+            (x, threshold, weight),
+            grad,
+        )
+    else:
+        gx, gt, gv = torch.ops.whtnet.fwht2d_backward(
+            grad, x, threshold, weight, kind, clamp, keep_dc, ctx.needs_input_grad[0]
+        )
+    return gx if ctx.needs_input_grad[0] else None, gt, None if weight is None else gv, None, None, None
+
+
+def _setup_bwht1d(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    x, threshold, *ctx.options = inputs
+    ctx.save_for_backward(x, threshold)
+
+
+def _bwht1d_gradient(ctx: Any, grad: Tensor) -> tuple:
+    x, threshold = ctx.saved_tensors
+    out_channels, kind, clamp, keep_dc, stride = ctx.options
+    if torch.is_grad_enabled():
+        options = {"kind": kind, "clamp": clamp, "keep_dc": keep_dc, "stride": stride}
+        gx, gt = _reference_gradient(lambda x, t: reference.bwht1d(x, t, out_channels, **options), (x, threshold), grad)
+    else:
+        gx, gt = torch.ops.whtnet.bwht1d_backward(
+            grad, x, threshold, out_channels, kind, clamp, keep_dc, stride, ctx.needs_input_grad[0]
+        )
+    return gx if ctx.needs_input_grad[0] else None, gt, None, None, None, None, None
+
+
+def _reference_gradient(function: Any, inputs: tuple, grad: Tensor) -> list[Tensor | None]:
+    wanted = [i for i, value in enumerate(inputs) if value is not None and value.requires_grad]
+    gradients = torch.autograd.grad(function(*inputs), [inputs[i] for i in wanted], grad, create_graph=True)
+    results: list[Tensor | None] = [None] * len(inputs)
+    for i, gradient in zip(wanted, gradients, strict=True):
+        results[i] = gradient
+    return results
+
+
+torch.library.register_autograd("whtnet::fwht2d", _fwht2d_gradient, setup_context=_setup_fwht2d)
+torch.library.register_autograd("whtnet::bwht1d", _bwht1d_gradient, setup_context=_setup_bwht1d)
