@@ -219,7 +219,8 @@ def test_opcheck_of_the_gradients():
 def test_gradcheck_and_second_derivatives():
     for operator, arguments in cases(F64):
         inputs = [a for a in arguments if isinstance(a, torch.Tensor)]
-        call = lambda *i, f=operator, rest=arguments[len(inputs) :]: f(*i, *rest)  # noqa: E731
+        rest = arguments[len(inputs) :]
+        call = lambda *i, f=operator, rest=rest: f(*i, *rest)  # noqa: E731
         assert torch.autograd.gradcheck(call, inputs)
         assert torch.autograd.gradgradcheck(call, inputs)
 
