@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("spectral.cpp")
+SOURCE = Path(__file__).parent / "csrc" / "spectral.cpp"
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-fno-math-errno", "-fno-trapping-math")
 _TUNE = (("-march=native",), ("-mcpu=native",), ())  # the first that the compiler accepts
 _TIMEOUT = 600  # seconds
@@ -82,7 +82,8 @@ def _find_compiler() -> str:
 def _key(compiler: str) -> str:
     # A home directory may be shared by machines with other CPUs and compilers.
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    parts = [SOURCE.read_text(), str((FLAGS, _TUNE)), os.path.realpath(compiler), version, _cpu()]
+    sources = "".join(path.read_text() for path in sorted(SOURCE.parent.iterdir()))
+    parts = [sources, str((FLAGS, _TUNE)), os.path.realpath(compiler), version, _cpu()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 

@@ -1,4 +1,4 @@
-"""The CPU backend: one fused kernel (``spectral.cpp``) for both layers, forward and backward.
+"""The CPU backend: one fused kernel (``csrc/``) for both layers, forward and backward.
 
 It reads and writes NCHW and channels_last as they are, in float32, bfloat16 (computed in float32) and float64. Sums of
 gradients are the same for any number of threads; the threads are those of PyTorch's own OpenMP runtime.
@@ -21,7 +21,7 @@ from whtnet.kernels.reference import is_channels_last
 MAX_BLOCK = 4096  # points of a transform: channels of a block, or h·w
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
-_LANES, _POINTS = 0, 1  # layouts, see spectral.cpp
+_LANES, _POINTS = 0, 1  # layouts, see csrc/spectral.cpp
 
 
 # -- availability -----------------------------------------------------------------------------------------------------
@@ -219,7 +219,7 @@ def _run(
         raise MemoryError("the kernel has no memory for its scratch space")
 
 
-# -- the job: where everything lies (the fields of `Job` in spectral.cpp) ---------------------------------------------
+# -- the job: where everything lies (the fields of `Job` in csrc/layer.h) ---------------------------------------------
 
 
 @functools.lru_cache(maxsize=512)

@@ -1,0 +1,152 @@
+// What both ways of reaching memory share: the job, its parameters and what is done with a coefficient, gradient sums.
+#pragma once
+#include <cmath>
+#include <vector>
+
+#include "simd.h"
+#include "threads.h"
+
+namespace {
+
+// ---- the job, as Python describes it (the order of the fields is that of `_pack` in cpu.py) --------------------------
+
+enum { LANES = 0, POINTS = 1 };
+
+struct Side {       // how one activation lies in memory, in elements
+  int64_t image;    // from one image to the next
+  int64_t n, i, j;  // item number q = (q_n, q_i, q_j): steps of its three parts
+  int64_t point;    // from one point of a row to the next
+  int64_t row;      // from one row of points to the next
+  int64_t H, W;     // rows and points per row that exist
+};
+
+struct Job {
+  int64_t dtype, layout, smooth, keep_dc, clamp;
+  int64_t log2_block, blocks_in, blocks_out, width;  // width: padded points per row
+  int64_t images, lanes, lanes_i, lanes_j;           // items per image; sizes of the last two parts of an item's number
+  Side in, out;
+};
+
+struct Arrays {
+  const void *x, *gy, *t, *v;  // gy: null for the forward pass; v: null without weights
+  void* out;                   // the result, or the gradient of x, which may be null
+};
+
+// ---- coefficients ----------------------------------------------------------------------------------------------------
+
+// In what follows P is the type of a parameter: a number for all lanes or a vector with one for each.
+
+// S(z; t) * scale, for scaled = t * scale.
+template <bool SMOOTH, class R, class V, class P> INLINE V threshold(V z, P scaled, R scale) {
+  const V e = relu(absolute(z) * scale - scaled);
+  return SMOOTH ? tanh_times(z, e) : sign(z) * e;
+}
+
+// Gradients of S(z; t) for the gradient g of its value: returned for z; added to dt for -t.
+template <bool SMOOTH, class V, class P> INLINE V threshold_gradient(V z, P t, V g, V& dt) {
+  const V e = absolute(z) - t, one = V{} + 1;
+  const V f = SMOOTH ? tanh_times(z, one) : sign(z);
+  const V fm = e <= V{} ? V{} : f;
+  dt += g * fm;
+  return SMOOTH ? g * ((1 - f * f) * relu(e) + absolute(fm)) : g * (fm * f);
+}
+
+template <class R> struct Parameters {  // of one block, slot by slot
+  const R *T, *scaled;                  // thresholds; the same times the transform's scale
+  const R *W, *U;                       // weights times the scale; times its square
+  R scale;
+};
+
+template <class T> class Buffer {  // starts at a cache line
+ public:
+  explicit Buffer(size_t n = 0) {
+    if (n && posix_memalign((void**)&memory, 64, n * sizeof(T))) throw std::bad_alloc();
+  }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() { std::free(memory); }
+  T& operator[](size_t i) { return memory[i]; }
+  const T* at(size_t i) const { return memory + i; }
+
+ private:
+  T* memory = nullptr;
+};
+
+// A layer divides its work into items; a block's coefficients stand in `slots`, in the order in which it meets them.
+template <class R, class S> struct Layer {
+  const Job& job;
+  const S *const x, *const gy;
+  S* const out;
+  const bool has_weight;
+  const int64_t block, blocks, slots;  // points of a block; blocks of the wide side; slots of a block
+  const R scale;
+  const std::vector<int> coefficient;  // of each slot
+  const int64_t items, chunk_items, chunks;
+
+  // Chunks depend on the work alone, so that sums come out the same for any number of threads.
+  static int64_t chunk_size(int64_t items, bool backward) {
+    const int64_t wish = backward ? (items + 7) / 8 : (items + 1) / 2;
+    const int64_t chunks = wish < 1 ? 1 : wish > 64 ? 64 : wish;
+    return (items + chunks - 1) / chunks;
+  }
+
+  Layer(const Job& job, const Arrays& a, std::vector<int> order, int64_t items)
+      : job(job),
+        x((const S*)a.x),
+        gy((const S*)a.gy),
+        out((S*)a.out),
+        has_weight(a.v != nullptr),
+        block(int64_t(1) << job.log2_block),
+        blocks(job.blocks_in > job.blocks_out ? job.blocks_in : job.blocks_out),
+        slots(order.size()),
+        scale(R(1 / std::sqrt(double(block)))),
+        coefficient(std::move(order)),
+        items(items),
+        chunk_items(chunk_size(items, gy)),
+        chunks((items + chunk_items - 1) / chunk_items),
+        active(blocks * slots),
+        T(blocks * slots),
+        scaled(blocks * slots),
+        W(blocks * slots),
+        U(blocks * slots) {
+    for (int64_t at = 0; at < blocks * slots; at++) {
+      const int64_t b = at / slots, p = coefficient[at % slots];
+      const R t = ((const R*)a.t)[b * block + p], v = has_weight ? ((const R*)a.v)[p] : R(1);
+      active[at] = !(job.clamp && t <= 0);
+      T[at] = active[at] ? t : R(0);
+      scaled[at] = T[at] * scale;
+      W[at] = v * scale, U[at] = v * scale * scale;
+    }
+    if (gy) sums.assign(chunks * 2 * blocks * slots, 0.0);
+  }
+
+  bool paired() const { return job.blocks_in == job.blocks_out; }
+
+  Parameters<R> parameters(int64_t b) const {
+    const int64_t at = b * slots;
+    return {T.at(at), scaled.at(at), W.at(at), U.at(at), scale};
+  }
+
+  // Sums of a chunk for T and then for V, neither scaled yet, block by block and slot by slot.
+  double* chunk_sums(int64_t chunk) { return sums.data() + chunk * 2 * blocks * slots; }
+
+  void finish(R* gt, R* gv) const {
+    std::vector<double> t(blocks * block), v(block);
+    for (int64_t c = 0; c < chunks; c++)
+      for (int64_t at = 0; at < blocks * slots; at++) {
+        const int64_t p = coefficient[at % slots];
+        if (active[at]) t[at / slots * block + p] -= sums[2 * c * blocks * slots + at];
+        v[p] += sums[(2 * c + 1) * blocks * slots + at];
+      }
+    for (int64_t i = 0; i < blocks * block; i++) gt[i] = R(t[i] * scale);
+    if (gv)
+      for (int64_t p = 0; p < block; p++) gv[p] = R(v[p] * scale * scale);
+  }
+
+ private:
+  std::vector<char> active;  // where the clamp lets a gradient pass
+  Buffer<R> T, scaled, W, U;
+  std::vector<double> sums;
+};
+
+}  // namespace

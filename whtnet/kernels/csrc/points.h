@@ -1,0 +1,516 @@
+// An item's points are neighbours in memory (pixels of an NCHW map, channels of a channels_last pixel) and lie in the
+// lanes of successive vectors: one item at a time, or several small ones, which make up a unit of Q points.
+//
+// Index of a point: (high bits, bits of one of up to RB registers, bits of the lane). Bits of the register's number are
+// butterflies between registers; for those of the lane, the two kinds of bits change places, which costs one shuffle a
+// vector and bit, and change back in the inverse. Where they are in between, thresholds and weights have been put once.
+// Units of up to RB vectors stay in registers; larger ones take three passes over a tile in the cache: registers and
+// lanes, high bits with weights and threshold in between, lanes and registers.
+#pragma once
+#include <type_traits>
+
+#include "layer.h"
+
+namespace {
+
+template <class R, class S> struct PointsLayer : Layer<R, S> {
+  typedef typename Simd<R>::V V;
+  typedef typename Simd<R>::I I;
+  typedef Layer<R, S> Base;
+  using Base::block, Base::blocks, Base::job, Base::slots;
+  static const int L = Lanes<R>::n, RB = VECTOR_BYTES == 64 ? 16 : 8;
+  enum { FLUSH = 64 };  // units after which float sums go to double ones
+
+  // ---- transforms --------------------------------------------------------------------------------------------------
+
+  // Butterflies between registers over those of the first COUNT bits of their number that stand for a bit of the point's
+  // index, `first` and on, below `bits`: the others tell items of a unit apart.
+  template <int NV, int COUNT> static INLINE void butterflies(V* r, int first, int bits) {
+    UNROLL for (int h = 1, bit = first; h < COUNT; h *= 2, bit++)
+      if (bit < bits) UNROLL for (int i = 0; i < NV; i++)
+          if (!(i & h)) {
+            const V a = r[i], b = r[i + h];
+            r[i] = a + b;
+            r[i + h] = a - b;
+          }
+  }
+
+  // Lane bits D, 2D, … change places with as many bits of the register's number, 1, 2, … below COUNT.
+  template <class T, class M, int NV, int D, int COUNT, int H = 1> static INLINE void swap_bits(T* r) {
+    if constexpr (H < COUNT) {
+      UNROLL for (int i = 0; i < NV; i++)
+        if (!(i & H)) swap_bit<M, D>(r[i], r[i + H]);
+      swap_bits<T, M, NV, 2 * D, COUNT, 2 * H>(r);
+    }
+  }
+
+  static constexpr int log2(int n) { return n > 1 ? 1 + log2(n / 2) : 0; }
+  template <int NV> static constexpr int count(int D) { return NV < L / D ? NV : L / D; }  // 2^(bits swapped at once)
+
+  template <int NV, int D = 0> static INLINE void forward(V* r, int bits) {
+    if constexpr (D == 0) {
+      butterflies<NV, NV>(r, log2(L), bits);
+      forward<NV, 1>(r, bits);
+    } else if constexpr (D < L) {
+      swap_bits<V, I, NV, D, count<NV>(D)>(r);
+      butterflies<NV, count<NV>(D)>(r, log2(D), bits);
+      forward<NV, D * count<NV>(D)>(r, bits);
+    }
+  }
+  template <int NV, int D = 0> static INLINE void inverse(V* r, int bits) {
+    if constexpr (D == 0) {
+      inverse<NV, 1>(r, bits);
+      butterflies<NV, NV>(r, log2(L), bits);
+    } else if constexpr (D < L) {
+      inverse<NV, D * count<NV>(D)>(r, bits);
+      butterflies<NV, count<NV>(D)>(r, log2(D), bits);
+      swap_bits<V, I, NV, D, count<NV>(D)>(r);
+    }
+  }
+  template <int NV, int D = 1> static INLINE void permute(I* r) {  // what `forward` does to places
+    if constexpr (D < L) {
+      swap_bits<I, I, NV, D, count<NV>(D)>(r);
+      permute<NV, D * count<NV>(D)>(r);
+    }
+  }
+
+  // ---- the job -----------------------------------------------------------------------------------------------------
+
+  static int64_t unit_points(const Job& job) {
+    const int64_t block = int64_t(1) << job.log2_block;
+    return block > 4 * L ? block : 4 * L;
+  }
+
+  const int64_t vectors, group, pixels;  // vectors and items of a unit; all items
+  const bool linear_in, linear_out;      // items follow one another at a fixed step
+  Buffer<R> dc;                          // 1 for slots of coefficient 0, else 0
+
+  template <int NV> static void places(std::vector<int>& p) {
+    for (size_t start = 0; start < p.size(); start += NV * L) {
+      I r[NV];
+      for (int i = 0; i < NV * L; i++) r[i / L][i % L] = int(start) + i;
+      permute<NV>(r);
+      for (int i = 0; i < NV * L; i++) p[start + i] = int(r[i / L][i % L]);
+    }
+  }
+  static std::vector<int> order(const Job& job) {
+    std::vector<int> p(unit_points(job));
+    const int64_t vectors = p.size() / L;
+    vectors == 4 ? places<4>(p) : vectors == 8 || RB == 8 ? places<8>(p) : places<16>(p);
+    for (int& place : p) place &= (1 << job.log2_block) - 1;
+    return p;
+  }
+
+  PointsLayer(const Job& job, const Arrays& a)
+      : Base(job, a, order(job), (job.lanes * job.images * (int64_t(1) << job.log2_block) + unit_points(job) - 1) / unit_points(job)),
+        vectors(slots / L),
+        group(slots / block),
+        pixels(job.lanes * job.images),
+        linear_in(is_linear(job.in)),
+        linear_out(is_linear(job.out)),
+        dc(slots) {
+    for (int64_t k = 0; k < slots; k++) dc[k] = this->coefficient[k] == 0;
+  }
+
+  bool is_linear(const Side& s) const {
+    return (job.lanes_j == 1 || s.i == job.lanes_j * s.j || job.lanes_i == 1) &&
+           (s.n == job.lanes_i * job.lanes_j * (job.lanes_j > 1 ? s.j : s.n));
+  }
+
+  int64_t offset(const Side& s, bool linear, int64_t q) const {
+    if (linear) return q * (job.lanes_j > 1 ? s.j : s.n);
+    const int64_t j = q % job.lanes_j, i = q / job.lanes_j % job.lanes_i, n = q / job.lanes_j / job.lanes_i;
+    return n * s.n + i * s.i + j * s.j;
+  }
+
+  // ---- memory ------------------------------------------------------------------------------------------------------
+
+  // Block b of unit u is read and written in place where its points fill whole vectors, and through `stage` otherwise.
+  bool in_place(const Side& s, bool linear, int64_t u, int64_t b) const {
+    if (s.H > 1 && (s.W != job.width || s.row != s.W)) return false;
+    if ((b + 1) * block > s.H * s.W) return false;
+    return group == 1 || (linear && (u + 1) * group <= pixels && blocks == 1 && offset(s, true, 1) == block);
+  }
+
+  const S* read(const Side& s, bool linear, const S* src, int64_t u, int64_t b, S* stage) const {
+    if (in_place(s, linear, u, b)) return src + offset(s, linear, u * group) + b * block;
+    memset((void*)stage, 0, slots * sizeof(S));
+    for_rows(s, linear, u, b, [&](int64_t at, int64_t place, int64_t n) { copy(stage + place, src + at, n); });
+    return stage;
+  }
+
+  S* target(const Side& s, bool linear, S* dst, int64_t u, int64_t b, S* stage) const {
+    return in_place(s, linear, u, b) ? dst + offset(s, linear, u * group) + b * block : stage;
+  }
+
+  void write(const Side& s, bool linear, S* dst, int64_t u, int64_t b, const S* from, const S* stage) const {
+    if (from != stage) return;
+    for_rows(s, linear, u, b, [&](int64_t at, int64_t place, int64_t n) { copy(dst + at, stage + place, n); });
+  }
+
+  // The rows of points that exist in block b of unit u: offset in memory, place in the unit, number of points.
+  template <class F> void for_rows(const Side& s, bool linear, int64_t u, int64_t b, F row) const {
+    for (int64_t g = 0; g < group && u * group + g < pixels; g++) {
+      const int64_t at = offset(s, linear, u * group + g), left = s.W - b * block;
+      if (s.H == 1 && left > 0) row(at + b * block, g * block, left < block ? left : block);
+      for (int64_t i = 0; s.H > 1 && i < s.H; i++) row(at + i * s.row, g * block + i * job.width, s.W);
+    }
+  }
+
+  static INLINE void copy(S* to, const S* from, int64_t n) {  // small n: no call
+    for (; n >= 8; n -= 8, to += 8, from += 8) memcpy((void*)to, from, 8 * sizeof(S));
+    if (n & 4) memcpy((void*)to, from, 4 * sizeof(S)), to += 4, from += 4;
+    if (n & 2) memcpy((void*)to, from, 2 * sizeof(S)), to += 2, from += 2;
+    if (n & 1) *to = *from;
+  }
+
+  // ---- units in registers ------------------------------------------------------------------------------------------
+
+  template <int NV, int M, bool SMOOTH, bool FULL>
+  static __attribute__((noinline)) void forward_units(const S* const* from, S* const* to, const Parameters<R>& w,
+                                                      int log2_block) {
+    const int bits = FULL ? 64 : log2_block;
+    V r[M][NV];
+    UNROLL for (int m = 0; m < M; m++) {
+      UNROLL for (int i = 0; i < NV; i++) r[m][i] = load(from[m] + i * L);
+      forward<NV>(r[m], bits);
+    }
+    UNROLL for (int i = 0; i < NV; i++)
+      UNROLL for (int m = 0; m < M; m++)
+        r[m][i] = threshold<SMOOTH>(r[m][i] * load(w.W + i * L), load(w.scaled + i * L), w.scale);
+    UNROLL for (int m = 0; m < M; m++) {
+      inverse<NV>(r[m], bits);
+      UNROLL for (int i = 0; i < NV; i++) store(to[m] + i * L, r[m][i]);
+    }
+  }
+
+  template <int NV, int M, bool SMOOTH, bool FULL>
+  static __attribute__((noinline)) void backward_units(const S* const* from, const S* const* grad, S* const* to,
+                                                       const Parameters<R>& w, int log2_block, V* dT, V* dV) {
+    const int bits = FULL ? 64 : log2_block;
+    V r[M][NV], g[M][NV];
+    UNROLL for (int m = 0; m < M; m++) {
+      UNROLL for (int i = 0; i < NV; i++) r[m][i] = load(from[m] + i * L), g[m][i] = load(grad[m] + i * L);
+      forward<NV>(r[m], bits);
+      forward<NV>(g[m], bits);
+    }
+    UNROLL for (int i = 0; i < NV; i++) {
+      V sum = dT[i], sum_v = V{};
+      UNROLL for (int m = 0; m < M; m++) {
+        const V dz = threshold_gradient<SMOOTH>(r[m][i] * load(w.W + i * L), load(w.T + i * L), g[m][i], sum);
+        sum_v += dz * r[m][i];
+        r[m][i] = dz * load(w.U + i * L);
+      }
+      dT[i] = sum;
+      if (dV) dV[i] += sum_v;
+    }
+    UNROLL for (int m = 0; m < M; m++)
+      if (to[m]) {
+        inverse<NV>(r[m], bits);
+        UNROLL for (int i = 0; i < NV; i++) store(to[m] + i * L, r[m][i]);
+      }
+  }
+
+  // ---- units in a tile ---------------------------------------------------------------------------------------------
+
+  struct Shape { int registers, high, rest; };  // vectors = registers * high * rest; at most 16 high ones at a time
+  Shape shape() const {
+    const int registers = vectors < RB ? int(vectors) : RB, high = int(vectors) / registers;
+    return high > 16 ? Shape{registers, 16, high / 16} : Shape{registers, high, 1};
+  }
+
+  template <int NV, bool INVERSE> void low(const S* from, V* tile, S* to) const {
+    for (int64_t start = 0; start < vectors; start += NV) {
+      V r[NV];
+      UNROLL for (int i = 0; i < NV; i++) r[i] = INVERSE ? tile[start + i] : load(from + (start + i) * L);
+      INVERSE ? inverse<NV>(r, int(job.log2_block)) : forward<NV>(r, int(job.log2_block));
+      UNROLL for (int i = 0; i < NV; i++)
+        if (INVERSE) store(to + (start + i) * L, r[i]);
+        else tile[start + i] = r[i];
+    }
+  }
+  template <bool INVERSE> void low_pass(const S* from, V* tile, S* to) const {
+    if (vectors == 4) return low<4, INVERSE>(from, tile, to);
+    if (vectors == 8 || RB == 8) return low<8, INVERSE>(from, tile, to);
+    low<16, INVERSE>(from, tile, to);
+  }
+
+  // Butterflies over the highest bits, those above the 16 vectors of the high pass. Its own inverse.
+  void rest_pass(V* tile) const {
+    for (int64_t h = int64_t(RB) * 16; h < vectors; h *= 2)
+      for (int64_t v = 0; v < vectors; v++)
+        if (!(v & h)) {
+          const V a = tile[v], b = tile[v + h];
+          tile[v] = a + b;
+          tile[v + h] = a - b;
+        }
+  }
+
+  void spectrum(const S* from, V* tile) const {
+    low_pass<false>(from, tile, nullptr);
+    rest_pass(tile);
+  }
+  void signal(V* tile, S* to) const {
+    rest_pass(tile);
+    low_pass<true>(nullptr, tile, to);
+  }
+
+  // Calls f with the vectors `at`, `at + step`, … (H of them) that the high bits tell apart, K such groups at a time.
+  template <int K, class F> INLINE void for_groups(F f) const {
+    const Shape s = shape();
+    for (int rest = 0; rest < s.rest; rest++)
+      for (int j = 0; j < s.registers; j += K) f(rest * s.high * s.registers + j, s.registers);
+  }
+  template <class F> void with_high(F f) const {
+    switch (shape().high) {
+      case 1: return f(std::integral_constant<int, 1>());
+      case 2: return f(std::integral_constant<int, 2>());
+      case 4: return f(std::integral_constant<int, 4>());
+      case 8: return f(std::integral_constant<int, 8>());
+      case 16: return f(std::integral_constant<int, 16>());
+    }
+  }
+  static constexpr int together(int H) { return H < 4 ? 4 : H < 8 ? 2 : 1; }
+
+  template <int H> void high_alone(V* tile) const {
+    if (H == 1) return;
+    for_groups<1>([&](int at, int step) {
+      V r[H];
+      UNROLL for (int h = 0; h < H; h++) r[h] = tile[at + h * step];
+      hadamard<H>(r);
+      UNROLL for (int h = 0; h < H; h++) tile[at + h * step] = r[h];
+    });
+  }
+
+  INLINE V kept(int v) const { return load(dc.at(v * L)); }
+
+  template <bool SMOOTH> INLINE V value(V z, const Parameters<R>& w, int v) const {
+    const V y = threshold<SMOOTH>(z, load(w.scaled + v * L), w.scale);
+    return job.keep_dc ? (kept(v) != 0 ? z * w.scale : y) : y;
+  }
+  template <bool SMOOTH> INLINE V gradient(V z, V g, const Parameters<R>& w, int v, V& dT) const {
+    V sum = dT;
+    const V dz = threshold_gradient<SMOOTH>(z, load(w.T + v * L), g, sum);
+    dT = job.keep_dc ? (kept(v) != 0 ? dT : sum) : sum;
+    return job.keep_dc ? (kept(v) != 0 ? g : dz) : dz;
+  }
+
+  template <int H, bool SMOOTH> __attribute__((noinline)) void high_forward(V* tile, const Parameters<R>& w) const {
+    const int K = together(H);
+    for_groups<K>([&](int at, int step) {
+      V r[K][H];
+      UNROLL for (int k = 0; k < K; k++) {
+        UNROLL for (int h = 0; h < H; h++) r[k][h] = tile[at + k + h * step];
+        hadamard<H>(r[k]);
+      }
+      UNROLL for (int h = 0; h < H; h++)
+        UNROLL for (int k = 0; k < K; k++) {
+          const int v = at + k + h * step;
+          r[k][h] = value<SMOOTH>(r[k][h] * load(w.W + v * L), w, v);
+        }
+      UNROLL for (int k = 0; k < K; k++) {
+        hadamard<H>(r[k]);
+        UNROLL for (int h = 0; h < H; h++) tile[at + k + h * step] = r[k][h];
+      }
+    });
+  }
+
+  template <int H, bool SMOOTH>
+  __attribute__((noinline)) void high_backward(V* tile, V* grad, const Parameters<R>& w, V* dT, V* dV) const {
+    for_groups<1>([&](int at, int step) {
+      V r[H], g[H];
+      UNROLL for (int h = 0; h < H; h++) r[h] = tile[at + h * step], g[h] = grad[at + h * step];
+      hadamard<H>(r);
+      hadamard<H>(g);
+      UNROLL for (int h = 0; h < H; h++) {
+        const int v = at + h * step;
+        const V dz = gradient<SMOOTH>(r[h] * load(w.W + v * L), g[h], w, v, dT[v]);
+        if (dV) dV[v] += dz * r[h];
+        r[h] = dz * load(w.U + v * L);
+      }
+      hadamard<H>(r);
+      UNROLL for (int h = 0; h < H; h++) tile[at + h * step] = r[h];
+    });
+  }
+
+  // ---- forward -----------------------------------------------------------------------------------------------------
+
+  bool in_registers() const { return this->paired() && vectors <= RB && !job.keep_dc; }
+
+  template <class F> void with_registers(F f) const {  // NV, M and whether units are one block
+    typedef std::integral_constant<int, 4> Four;
+    const bool full = group == 1;
+    if (vectors == 4) return full ? f(Four(), Four(), std::true_type()) : f(Four(), Four(), std::false_type());
+    if (vectors == 8) return f(std::integral_constant<int, 8>(), std::integral_constant<int, 2>(), std::true_type());
+    if constexpr (RB == 16) f(std::integral_constant<int, 16>(), std::integral_constant<int, 1>(), std::true_type());
+  }
+
+  void forward_items(int64_t first, int64_t last) const {
+    if (in_registers())
+      with_registers([&](auto nv, auto m, auto full) {
+        job.smooth ? forward_registers<nv, m, true, full>(first, last) : forward_registers<nv, m, false, full>(first, last);
+      });
+    else
+      with_high([&](auto h) { job.smooth ? forward_tiles<h, true>(first, last) : forward_tiles<h, false>(first, last); });
+  }
+
+  template <int NV, int M, bool SMOOTH, bool FULL> void forward_registers(int64_t first, int64_t last) const {
+    scratch.reserve(Scratch::bytes<S>((2 * M + 1) * slots));
+    S *stage_in = scratch.take<S>((2 * M + 1) * slots), *stage_out = stage_in + M * slots, *zeros = stage_out + M * slots;
+    memset((void*)zeros, 0, slots * sizeof(S));
+    const S* from[M];
+    S* to[M];
+    for (int64_t u = first; u < last; u += M)
+      for (int64_t b = 0; b < blocks; b++) {
+        for (int m = 0; m < M; m++) {
+          const bool exists = u + m < last;
+          from[m] = exists ? read(job.in, linear_in, this->x, u + m, b, stage_in + m * slots) : zeros;
+          to[m] = exists ? target(job.out, linear_out, this->out, u + m, b, stage_out + m * slots) : stage_out + m * slots;
+        }
+        forward_units<NV, M, SMOOTH, FULL>(from, to, this->parameters(b), int(job.log2_block));
+        for (int m = 0; m < M && u + m < last; m++)
+          write(job.out, linear_out, this->out, u + m, b, to[m], stage_out + m * slots);
+      }
+  }
+
+  void store_block(const Side& s, bool linear, S* dst, int64_t u, int64_t b, V* tile, S* stage) const {
+    S* to = target(s, linear, dst, u, b, stage);
+    signal(tile, to);
+    write(s, linear, dst, u, b, to, stage);
+  }
+
+  template <int H, bool SMOOTH> void forward_tiles(int64_t first, int64_t last) const {
+    const int64_t tiles = this->paired() ? 1 : job.blocks_in + job.blocks_out;
+    scratch.reserve(Scratch::bytes<V>(tiles * vectors) + Scratch::bytes<S>(slots));
+    V *sources = scratch.take<V>(tiles * vectors), *targets = sources + job.blocks_in * vectors;
+    S* stage = scratch.take<S>(slots);
+    for (int64_t u = first; u < last; u++) {
+      if (this->paired()) {
+        for (int64_t b = 0; b < blocks; b++) {
+          spectrum(read(job.in, linear_in, this->x, u, b, stage), sources);
+          high_forward<H, SMOOTH>(sources, this->parameters(b));
+          store_block(job.out, linear_out, this->out, u, b, sources, stage);
+        }
+        continue;
+      }
+      for (int64_t b = 0; b < job.blocks_in; b++) {
+        spectrum(read(job.in, linear_in, this->x, u, b, stage), sources + b * vectors);
+        high_alone<H>(sources + b * vectors);
+      }
+      memset((void*)targets, 0, job.blocks_out * vectors * sizeof(V));
+      for (int64_t b = 0; b < blocks; b++) {
+        const Parameters<R> w = this->parameters(b);
+        const V* source = sources + b % job.blocks_in * vectors;
+        V* sum = targets + b % job.blocks_out * vectors;
+        for (int v = 0; v < vectors; v++) sum[v] += value<SMOOTH>(source[v] * load(w.W + v * L), w, v);
+      }
+      for (int64_t b = 0; b < job.blocks_out; b++) {
+        high_alone<H>(targets + b * vectors);
+        store_block(job.out, linear_out, this->out, u, b, targets + b * vectors, stage);
+      }
+    }
+  }
+
+  // ---- backward ----------------------------------------------------------------------------------------------------
+
+  void backward_items(int64_t first, int64_t last, double* sums) const {
+    if (in_registers())
+      with_registers([&](auto nv, auto m, auto full) {
+        constexpr int together = nv == 4 ? 2 : 1;
+        job.smooth ? backward_registers<nv, together, true, full>(first, last, sums)
+                   : backward_registers<nv, together, false, full>(first, last, sums);
+      });
+    else
+      with_high([&](auto h) {
+        job.smooth ? backward_tiles<h, true>(first, last, sums) : backward_tiles<h, false>(first, last, sums);
+      });
+  }
+
+  template <int NV, int M, bool SMOOTH, bool FULL>
+  void backward_registers(int64_t first, int64_t last, double* sums) const {
+    scratch.reserve(Scratch::bytes<S>((3 * M + 1) * slots) + Scratch::bytes<V>(2 * blocks * vectors));
+    S *stage_in = scratch.take<S>((3 * M + 1) * slots), *stage_grad = stage_in + M * slots,
+      *stage_out = stage_grad + M * slots, *zeros = stage_out + M * slots;
+    V *dT = scratch.take<V>(2 * blocks * vectors), *dV = this->has_weight ? dT + blocks * vectors : nullptr;
+    memset((void*)zeros, 0, slots * sizeof(S));
+    memset((void*)dT, 0, 2 * blocks * vectors * sizeof(V));
+    const S *from[M], *grad[M];
+    S* to[M];
+    int64_t pending = 0;
+    for (int64_t u = first; u < last; u += M) {
+      for (int64_t b = 0; b < blocks; b++) {
+        for (int m = 0; m < M; m++) {
+          const bool exists = u + m < last;
+          const int64_t at = m * slots;
+          from[m] = exists ? read(job.in, linear_in, this->x, u + m, b, stage_in + at) : zeros;
+          grad[m] = exists ? read(job.out, linear_out, this->gy, u + m, b, stage_grad + at) : zeros;
+          to[m] = !this->out ? nullptr
+                  : exists   ? target(job.in, linear_in, this->out, u + m, b, stage_out + at)
+                             : stage_out + at;
+        }
+        backward_units<NV, M, SMOOTH, FULL>(from, grad, to, this->parameters(b), int(job.log2_block), dT + b * NV,
+                                            dV ? dV + b * NV : nullptr);
+        for (int m = 0; this->out && m < M && u + m < last; m++)
+          write(job.in, linear_in, this->out, u + m, b, to[m], stage_out + m * slots);
+      }
+      if ((pending += M) >= FLUSH || u + M >= last) {
+        flush(dT, sums, (dV ? 2 : 1) * blocks * slots);
+        pending = 0;
+      }
+    }
+  }
+
+  template <int H, bool SMOOTH> void backward_tiles(int64_t first, int64_t last, double* sums) const {
+    const int64_t tiles = this->paired() ? 2 : 2 * job.blocks_in + job.blocks_out;
+    scratch.reserve(Scratch::bytes<V>(tiles * vectors) + Scratch::bytes<S>(slots) +
+                    Scratch::bytes<V>(2 * blocks * vectors));
+    V *sources = scratch.take<V>(tiles * vectors), *gradients = sources + job.blocks_in * vectors,
+      *targets = gradients + job.blocks_in * vectors;
+    S* stage = scratch.take<S>(slots);
+    V *dT = scratch.take<V>(2 * blocks * vectors), *dV = this->has_weight ? dT + blocks * vectors : nullptr;
+    memset((void*)dT, 0, 2 * blocks * vectors * sizeof(V));
+    for (int64_t u = first; u < last; u++) {
+      if (this->paired()) {
+        V *source = sources, *target = sources + vectors;
+        for (int64_t b = 0; b < blocks; b++) {
+          spectrum(read(job.in, linear_in, this->x, u, b, stage), source);
+          spectrum(read(job.out, linear_out, this->gy, u, b, stage), target);
+          high_backward<H, SMOOTH>(source, target, this->parameters(b), dT + b * vectors,
+                                   dV ? dV + b * vectors : nullptr);
+          if (this->out) store_block(job.in, linear_in, this->out, u, b, source, stage);
+        }
+      } else {
+        for (int64_t b = 0; b < job.blocks_in; b++) {
+          spectrum(read(job.in, linear_in, this->x, u, b, stage), sources + b * vectors);
+          high_alone<H>(sources + b * vectors);
+        }
+        for (int64_t b = 0; b < job.blocks_out; b++) {
+          spectrum(read(job.out, linear_out, this->gy, u, b, stage), targets + b * vectors);
+          high_alone<H>(targets + b * vectors);
+        }
+        memset((void*)gradients, 0, job.blocks_in * vectors * sizeof(V));
+        for (int64_t b = 0; b < blocks; b++) {
+          const Parameters<R> w = this->parameters(b);
+          const int64_t i = b % job.blocks_in * vectors, o = b % job.blocks_out * vectors;
+          for (int v = 0; v < vectors; v++) {
+            const V z = sources[i + v] * load(w.W + v * L);
+            const V dz = gradient<SMOOTH>(z, targets[o + v], w, v, dT[b * vectors + v]);
+            gradients[i + v] += dz * load(w.U + v * L);
+          }
+        }
+        for (int64_t b = 0; this->out && b < job.blocks_in; b++) {
+          high_alone<H>(gradients + b * vectors);
+          store_block(job.in, linear_in, this->out, u, b, gradients + b * vectors, stage);
+        }
+      }
+      if ((u + 1 - first) % FLUSH == 0 || u + 1 == last) flush(dT, sums, (dV ? 2 : 1) * blocks * slots);
+    }
+  }
+
+  static void flush(V* from, double* to, int64_t n) {
+    for (int64_t i = 0; i < n; i++) to[i] += from[i / L][i % L];
+    memset((void*)from, 0, n * sizeof(R));
+  }
+};
+
+}  // namespace

@@ -1,0 +1,130 @@
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <thread>
+#include <vector>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+#define VECTOR_BYTES 64
+#elif defined(__AVX__)
+#define VECTOR_BYTES 32
+#else
+#define VECTOR_BYTES 16
+#endif
+#define INLINE inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 64")
+
+namespace {
+
+// ---- vectors --------------------------------------------------------------------------------------------------------
+
+typedef float VecF __attribute__((vector_size(VECTOR_BYTES)));
+typedef double VecD __attribute__((vector_size(VECTOR_BYTES)));
+typedef int32_t VecI32 __attribute__((vector_size(VECTOR_BYTES)));
+typedef uint32_t VecU32 __attribute__((vector_size(VECTOR_BYTES)));
+typedef int64_t VecI64 __attribute__((vector_size(VECTOR_BYTES)));
+typedef uint16_t VecU16 __attribute__((vector_size(VECTOR_BYTES / 2)));
+
+template <class R> struct Simd;
+template <> struct Simd<float> { typedef VecF V; typedef VecI32 I; static const int32_t abs_mask = 0x7fffffff; };
+template <> struct Simd<double> { typedef VecD V; typedef VecI64 I; static const int64_t abs_mask = 0x7fffffffffffffff; };
+template <class R> struct Lanes { static const int n = VECTOR_BYTES / sizeof(R); };
+
+struct BFloat16 { uint16_t bits; };
+
+INLINE float widen(BFloat16 x) {
+  uint32_t bits = uint32_t(x.bits) << 16;
+  float y;
+  memcpy(&y, &bits, 4);
+  return y;
+}
+INLINE float widen(float x) { return x; }
+INLINE double widen(double x) { return x; }
+
+INLINE VecF load(const float* p) { VecF v; memcpy(&v, p, sizeof v); return v; }
+INLINE VecD load(const double* p) { VecD v; memcpy(&v, p, sizeof v); return v; }
+INLINE VecF load(const BFloat16* p) {
+  VecU16 h;
+  memcpy(&h, p, sizeof h);
+  return (VecF)(__builtin_convertvector(h, VecU32) << 16);
+}
+INLINE void store(float* p, VecF v) { memcpy(p, &v, sizeof v); }
+INLINE void store(double* p, VecD v) { memcpy(p, &v, sizeof v); }
+INLINE void store(BFloat16* p, VecF v) {  // round to nearest, ties to even; NaN stays NaN
+#if defined(__AVX512BF16__) && VECTOR_BYTES == 64
+  __m256bh h = _mm512_cvtneps_pbh((__m512)v);
+  memcpy(p, &h, sizeof h);
+#else
+  VecU32 u = (VecU32)v;
+  VecU32 r = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+  r = (VecU32)(v == v ? (VecI32)r : (VecI32)((u >> 16) | 0x40));
+  VecU16 h = __builtin_convertvector(r, VecU16);
+  memcpy(p, &h, sizeof h);
+#endif
+}
+
+template <class V, class R> INLINE V splat(R x) { return V{} + x; }
+INLINE VecF absolute(VecF v) { return (VecF)((VecI32)v & Simd<float>::abs_mask); }
+INLINE VecD absolute(VecD v) { return (VecD)((VecI64)v & Simd<double>::abs_mask); }
+
+// tanh(x) * y. Odd rational of degree 9/6, relative error 2e-7 up to 7.9, beyond which tanh is 1 to float32's precision.
+INLINE VecF tanh_times(VecF x, VecF y) {
+#if VECTOR_BYTES == 64  // the second operand comes back where one is NaN
+  x = (VecF)_mm512_max_ps(_mm512_set1_ps(-7.9f), _mm512_min_ps(_mm512_set1_ps(7.9f), (__m512)x));
+#else
+  const VecF c = splat<VecF>(7.9f);
+  x = x > c ? c : x;
+  x = x < -c ? -c : x;
+#endif
+  const VecF s = x * x;
+  const VecF n =
+      (((-6.263357879e-09f * s + 7.229143415e-06f) * s + 2.705213675e-03f) * s + 1.272093065e-01f) * s + 0.9999998067f;
+  const VecF d = ((1.978801100e-04f * s + 2.288769127e-02f) * s + 4.605410813e-01f) * s + 1.0f;
+  return x * y * n / d;
+}
+INLINE VecD tanh_times(VecD x, VecD y) {
+  for (int i = 0; i < VECTOR_BYTES / 8; i++) x[i] = std::tanh(x[i]);
+  return x * y;
+}
+
+// max(e, 0), and NaN where e is NaN
+INLINE VecF relu(VecF e) {
+#if VECTOR_BYTES == 64
+  return (VecF)_mm512_max_ps(_mm512_setzero_ps(), (__m512)e);
+#else
+  return e <= 0.0f ? VecF{} : e;
+#endif
+}
+INLINE VecD relu(VecD e) { return e <= 0.0 ? VecD{} : e; }
+
+template <class V> INLINE V sign(V z) {
+  V one = V{} + 1, zero = V{};
+  return z > zero ? one : (z < zero ? -one : z);  // z itself where it is 0 or NaN
+}
+
+// Bit D of the lane's number changes places with one bit of the register's number, 0 in `a` and 1 in `b`.
+template <class I, int D, class V> INLINE void swap_bit(V& a, V& b) {
+  const int N = sizeof(I) / sizeof(I{}[0]);
+  I low, high;
+  UNROLL for (int l = 0; l < N; l++) low[l] = (l & D) ? N + l - D : l;
+  UNROLL for (int l = 0; l < N; l++) high[l] = (l & D) ? N + l : l + D;
+  const V c = __builtin_shuffle(a, b, low);
+  b = __builtin_shuffle(a, b, high);
+  a = c;
+}
+
+template <int N, class V> INLINE void hadamard(V* r) {  // unscaled, natural order
+  UNROLL for (int h = 1; h < N; h *= 2)
+    UNROLL for (int i = 0; i < N; i++)
+      if (!(i & h)) {
+        V a = r[i], b = r[i + h];
+        r[i] = a + b;
+        r[i + h] = a - b;
+      }
+}
+
+}  // namespace

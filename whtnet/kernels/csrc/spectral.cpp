@@ -1,0 +1,50 @@
+// Fused Walsh-Hadamard layers for the CPU: transform -> weights -> threshold -> inverse, and the gradient of all that,
+// with one read and one write of every activation. No dependency but the C++ standard library; see `cpu.py`.
+//
+// Both layers are one problem. A 2-D map of h x w points in natural order transforms as one vector of h*w points
+// (H_h (x) H_w = H_hw), so an item is a vector of P points per block, whether the points are the pixels of a map or the
+// channels of a pixel. What differs is what lies side by side in memory: items (lanes.h) or an item's points (points.h).
+// Scale factors are folded into the weights; thresholds and weights are reordered once, so that they are read in
+// sequence. Sums of gradients are formed per chunk of items and added in order: the same for any number of threads.
+#include "lanes.h"
+#include "points.h"
+
+namespace {
+
+template <class L, class R> int run_layer(const Job& job, const Arrays& a, void* gt, void* gv, const Threads& threads) {
+  L layer(job, a);
+  const auto chunk = [&](int64_t c) {
+    const int64_t first = c * layer.chunk_items, end = first + layer.chunk_items;
+    const int64_t last = end < layer.items ? end : layer.items;
+    a.gy ? layer.backward_items(first, last, layer.chunk_sums(c)) : layer.forward_items(first, last);
+  };
+  // A thread is worth waking for some ten microseconds of work.
+  const int64_t useful = job.images * job.lanes * layer.blocks * layer.block / 32768 + 1;
+  if (!parallel(chunk, layer.chunks, threads, useful)) return 1;
+  if (a.gy) layer.finish((R*)gt, (R*)gv);
+  return 0;
+}
+
+template <class R, class S> int run(const Job& job, const Arrays& a, void* gt, void* gv, const Threads& threads) {
+  return job.layout == LANES ? run_layer<LanesLayer<R, S>, R>(job, a, gt, gv, threads)
+                             : run_layer<PointsLayer<R, S>, R>(job, a, gt, gv, threads);
+}
+
+}  // namespace
+
+// Forward where `gy` is null: out = layer(x). Otherwise the gradients: out (may be null) of x, gt of t, gv of v.
+// Returns 0, or 1 if there was no memory.
+extern "C" int whtnet_layer(const int64_t* fields, const void* x, const void* gy, const void* t, const void* v, void* out,
+                            void* gt, void* gv, int count, void* fork, void* number) try {
+  Job job;
+  memcpy(&job, fields, sizeof job);
+  const Arrays arrays{x, gy, t, v, out};
+  const Threads threads{count, (Fork)fork, (ThreadNumber)number};
+  switch (job.dtype) {
+    case 0: return run<float, float>(job, arrays, gt, gv, threads);
+    case 1: return run<float, BFloat16>(job, arrays, gt, gv, threads);
+    default: return run<double, double>(job, arrays, gt, gv, threads);
+  }
+} catch (...) {
+  return 1;
+}
