@@ -120,6 +120,11 @@ template <class R, class S> struct Layer {
     if (gy) sums.assign(chunks * 2 * blocks * slots, 0.0);
   }
 
+  int64_t result_bytes() const {
+    const Side& s = gy ? job.in : job.out;
+    return job.images * job.lanes * s.H * s.W * int64_t(sizeof(S));
+  }
+
   bool paired() const { return job.blocks_in == job.blocks_out; }
 
   Parameters<R> parameters(int64_t b) const {

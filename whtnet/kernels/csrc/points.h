@@ -7,6 +7,9 @@
 // Units of up to RB vectors stay in registers; larger ones take three passes over a tile in the cache: registers and
 // lanes, high bits with weights and threshold in between, lanes and registers.
 #pragma once
+
+
+
 #include <type_traits>
 
 #include "layer.h"
@@ -74,6 +77,13 @@ template <class R, class S> struct PointsLayer : Layer<R, S> {
     }
   }
 
+  // Calls f with the number of vectors that are transformed at a time.
+  template <class F> static void with_low(int64_t vectors, F f) {
+    if (vectors == 4) return f(std::integral_constant<int, 4>());
+    if (vectors == 8 || RB == 8) return f(std::integral_constant<int, 8>());
+    f(std::integral_constant<int, 16>());
+  }
+
   // ---- the job -----------------------------------------------------------------------------------------------------
 
   static int64_t unit_points(const Job& job) {
@@ -81,9 +91,16 @@ template <class R, class S> struct PointsLayer : Layer<R, S> {
     return block > 4 * L ? block : 4 * L;
   }
 
+  struct View {               // one side of the job
+    const Side& s;
+    int64_t step;             // from one item to the next where it is always the same, else 0
+    int64_t whole_units;      // so many units from the first on, and
+    int64_t whole_blocks;     // so many blocks of them, fill whole vectors and are read and written in place
+  };
+
   const int64_t vectors, group, pixels;  // vectors and items of a unit; all items
-  const bool linear_in, linear_out;      // items follow one another at a fixed step
   Buffer<R> dc;                          // 1 for slots of coefficient 0, else 0
+  const View in, result;
 
   template <int NV> static void places(std::vector<int>& p) {
     for (size_t start = 0; start < p.size(); start += NV * L) {
@@ -95,65 +112,72 @@ template <class R, class S> struct PointsLayer : Layer<R, S> {
   }
   static std::vector<int> order(const Job& job) {
     std::vector<int> p(unit_points(job));
-    const int64_t vectors = p.size() / L;
-    vectors == 4 ? places<4>(p) : vectors == 8 || RB == 8 ? places<8>(p) : places<16>(p);
+    with_low(p.size() / L, [&](auto n) { places<n>(p); });
     for (int& place : p) place &= (1 << job.log2_block) - 1;
     return p;
   }
 
+  static int64_t units(const Job& job) {
+    const int64_t group = unit_points(job) >> job.log2_block;
+    return (job.images * job.lanes + group - 1) / group;
+  }
+
   PointsLayer(const Job& job, const Arrays& a)
-      : Base(job, a, order(job), (job.lanes * job.images * (int64_t(1) << job.log2_block) + unit_points(job) - 1) / unit_points(job)),
+      : Base(job, a, order(job), units(job)),
         vectors(slots / L),
         group(slots / block),
-        pixels(job.lanes * job.images),
-        linear_in(is_linear(job.in)),
-        linear_out(is_linear(job.out)),
-        dc(slots) {
+        pixels(job.images * job.lanes),
+        dc(slots),
+        in(view(job.in)),
+        result(view(job.out)) {
     for (int64_t k = 0; k < slots; k++) dc[k] = this->coefficient[k] == 0;
   }
 
-  bool is_linear(const Side& s) const {
-    return (job.lanes_j == 1 || s.i == job.lanes_j * s.j || job.lanes_i == 1) &&
-           (s.n == job.lanes_i * job.lanes_j * (job.lanes_j > 1 ? s.j : s.n));
+  View view(const Side& s) const {
+    const bool one = job.lanes_j == 1 && job.lanes_i == 1;
+    const bool linear = one || (s.n == job.lanes_i * job.lanes_j * s.j && (job.lanes_i == 1 || s.i == job.lanes_j * s.j));
+    const int64_t step = !linear ? 0 : one ? s.n : s.j;
+    const bool rows = s.H == 1 || (s.W == job.width && s.row == s.W);
+    const bool joined = group == 1 || (blocks == 1 && step == block);
+    return {s, step, rows && joined ? pixels / group : 0, s.H * s.W / block};
   }
 
-  int64_t offset(const Side& s, bool linear, int64_t q) const {
-    if (linear) return q * (job.lanes_j > 1 ? s.j : s.n);
+  INLINE int64_t offset(const View& v, int64_t q) const {
+    if (v.step) return q * v.step;
     const int64_t j = q % job.lanes_j, i = q / job.lanes_j % job.lanes_i, n = q / job.lanes_j / job.lanes_i;
-    return n * s.n + i * s.i + j * s.j;
+    return n * v.s.n + i * v.s.i + j * v.s.j;
   }
 
   // ---- memory ------------------------------------------------------------------------------------------------------
 
-  // Block b of unit u is read and written in place where its points fill whole vectors, and through `stage` otherwise.
-  bool in_place(const Side& s, bool linear, int64_t u, int64_t b) const {
-    if (s.H > 1 && (s.W != job.width || s.row != s.W)) return false;
-    if ((b + 1) * block > s.H * s.W) return false;
-    return group == 1 || (linear && (u + 1) * group <= pixels && blocks == 1 && offset(s, true, 1) == block);
+  // Block b of unit u, in place or through `stage`.
+  static INLINE bool in_place(const View& v, int64_t u, int64_t b) { return u < v.whole_units && b < v.whole_blocks; }
+
+  INLINE const S* read(const View& v, const S* src, int64_t u, int64_t b, S* stage) const {
+    return in_place(v, u, b) ? src + offset(v, u * group) + b * block : gather(v, src, u, b, stage);
+  }
+  INLINE S* target(const View& v, S* dst, int64_t u, int64_t b, S* stage) const {
+    return in_place(v, u, b) ? dst + offset(v, u * group) + b * block : stage;
+  }
+  INLINE void write(const View& v, S* dst, int64_t u, int64_t b, const S* stage) const {
+    if (!in_place(v, u, b)) scatter(v, dst, u, b, stage);
   }
 
-  const S* read(const Side& s, bool linear, const S* src, int64_t u, int64_t b, S* stage) const {
-    if (in_place(s, linear, u, b)) return src + offset(s, linear, u * group) + b * block;
+  __attribute__((noinline)) const S* gather(const View& v, const S* src, int64_t u, int64_t b, S* stage) const {
     memset((void*)stage, 0, slots * sizeof(S));
-    for_rows(s, linear, u, b, [&](int64_t at, int64_t place, int64_t n) { copy(stage + place, src + at, n); });
+    for_rows(v, u, b, [&](int64_t at, int64_t place, int64_t n) { copy(stage + place, src + at, n); });
     return stage;
   }
-
-  S* target(const Side& s, bool linear, S* dst, int64_t u, int64_t b, S* stage) const {
-    return in_place(s, linear, u, b) ? dst + offset(s, linear, u * group) + b * block : stage;
-  }
-
-  void write(const Side& s, bool linear, S* dst, int64_t u, int64_t b, const S* from, const S* stage) const {
-    if (from != stage) return;
-    for_rows(s, linear, u, b, [&](int64_t at, int64_t place, int64_t n) { copy(dst + at, stage + place, n); });
+  __attribute__((noinline)) void scatter(const View& v, S* dst, int64_t u, int64_t b, const S* stage) const {
+    for_rows(v, u, b, [&](int64_t at, int64_t place, int64_t n) { copy(dst + at, stage + place, n); });
   }
 
   // The rows of points that exist in block b of unit u: offset in memory, place in the unit, number of points.
-  template <class F> void for_rows(const Side& s, bool linear, int64_t u, int64_t b, F row) const {
+  template <class F> void for_rows(const View& v, int64_t u, int64_t b, F row) const {
     for (int64_t g = 0; g < group && u * group + g < pixels; g++) {
-      const int64_t at = offset(s, linear, u * group + g), left = s.W - b * block;
-      if (s.H == 1 && left > 0) row(at + b * block, g * block, left < block ? left : block);
-      for (int64_t i = 0; s.H > 1 && i < s.H; i++) row(at + i * s.row, g * block + i * job.width, s.W);
+      const int64_t at = offset(v, u * group + g), left = v.s.W - b * block;
+      if (v.s.H == 1 && left > 0) row(at + b * block, g * block, left < block ? left : block);
+      for (int64_t i = 0; v.s.H > 1 && i < v.s.H; i++) row(at + i * v.s.row, g * block + i * job.width, v.s.W);
     }
   }
 
@@ -164,15 +188,31 @@ template <class R, class S> struct PointsLayer : Layer<R, S> {
     if (n & 1) *to = *from;
   }
 
+  // Loads, and asks for what lies a few units on: the next loads are too far in the program for the processor to see.
+  static INLINE V fetch(const S* p) {
+    __builtin_prefetch((const char*)p + 2048);
+    return load(p);
+  }
+
+  // Results that no cache keeps go past it, which saves reading the memory that they replace.
+  bool streams() const {
+    const View& v = this->gy ? in : result;
+    return this->result_bytes() > (24 << 20) && v.whole_units > 0 && v.whole_blocks * block >= v.s.H * v.s.W;
+  }
+  template <int NV> static INLINE void put(const V* r, S* to, bool streams) {
+    if (streams && uintptr_t(to) % VECTOR_BYTES == 0) UNROLL for (int i = 0; i < NV; i++) stream(to + i * L, r[i]);
+    else UNROLL for (int i = 0; i < NV; i++) store(to + i * L, r[i]);
+  }
+
   // ---- units in registers ------------------------------------------------------------------------------------------
 
   template <int NV, int M, bool SMOOTH, bool FULL>
   static __attribute__((noinline)) void forward_units(const S* const* from, S* const* to, const Parameters<R>& w,
-                                                      int log2_block) {
+                                                      int log2_block, bool streams) {
     const int bits = FULL ? 64 : log2_block;
     V r[M][NV];
     UNROLL for (int m = 0; m < M; m++) {
-      UNROLL for (int i = 0; i < NV; i++) r[m][i] = load(from[m] + i * L);
+      UNROLL for (int i = 0; i < NV; i++) r[m][i] = fetch(from[m] + i * L);
       forward<NV>(r[m], bits);
     }
     UNROLL for (int i = 0; i < NV; i++)
@@ -180,17 +220,18 @@ template <class R, class S> struct PointsLayer : Layer<R, S> {
         r[m][i] = threshold<SMOOTH>(r[m][i] * load(w.W + i * L), load(w.scaled + i * L), w.scale);
     UNROLL for (int m = 0; m < M; m++) {
       inverse<NV>(r[m], bits);
-      UNROLL for (int i = 0; i < NV; i++) store(to[m] + i * L, r[m][i]);
+      put<NV>(r[m], to[m], streams);
     }
   }
 
   template <int NV, int M, bool SMOOTH, bool FULL>
   static __attribute__((noinline)) void backward_units(const S* const* from, const S* const* grad, S* const* to,
-                                                       const Parameters<R>& w, int log2_block, V* dT, V* dV) {
+                                                       const Parameters<R>& w, int log2_block, V* dT, V* dV,
+                                                       bool streams) {
     const int bits = FULL ? 64 : log2_block;
     V r[M][NV], g[M][NV];
     UNROLL for (int m = 0; m < M; m++) {
-      UNROLL for (int i = 0; i < NV; i++) r[m][i] = load(from[m] + i * L), g[m][i] = load(grad[m] + i * L);
+      UNROLL for (int i = 0; i < NV; i++) r[m][i] = fetch(from[m] + i * L), g[m][i] = fetch(grad[m] + i * L);
       forward<NV>(r[m], bits);
       forward<NV>(g[m], bits);
     }
@@ -207,32 +248,30 @@ template <class R, class S> struct PointsLayer : Layer<R, S> {
     UNROLL for (int m = 0; m < M; m++)
       if (to[m]) {
         inverse<NV>(r[m], bits);
-        UNROLL for (int i = 0; i < NV; i++) store(to[m] + i * L, r[m][i]);
+        put<NV>(r[m], to[m], streams);
       }
   }
 
   // ---- units in a tile ---------------------------------------------------------------------------------------------
 
-  struct Shape { int registers, high, rest; };  // vectors = registers * high * rest; at most 16 high ones at a time
-  Shape shape() const {
-    const int registers = vectors < RB ? int(vectors) : RB, high = int(vectors) / registers;
-    return high > 16 ? Shape{registers, 16, high / 16} : Shape{registers, high, 1};
-  }
+  // Bits of the point's index that `forward` and `inverse` see: all, but where several items make up a unit.
+  template <int NV> int bits() const { return NV == 4 ? int(job.log2_block) : 64; }
 
-  template <int NV, bool INVERSE> void low(const S* from, V* tile, S* to) const {
+  template <int NV> void low_forward(const S* from, V* tile) const {
     for (int64_t start = 0; start < vectors; start += NV) {
       V r[NV];
-      UNROLL for (int i = 0; i < NV; i++) r[i] = INVERSE ? tile[start + i] : load(from + (start + i) * L);
-      INVERSE ? inverse<NV>(r, int(job.log2_block)) : forward<NV>(r, int(job.log2_block));
-      UNROLL for (int i = 0; i < NV; i++)
-        if (INVERSE) store(to + (start + i) * L, r[i]);
-        else tile[start + i] = r[i];
+      UNROLL for (int i = 0; i < NV; i++) r[i] = fetch(from + (start + i) * L);
+      forward<NV>(r, bits<NV>());
+      UNROLL for (int i = 0; i < NV; i++) tile[start + i] = r[i];
     }
   }
-  template <bool INVERSE> void low_pass(const S* from, V* tile, S* to) const {
-    if (vectors == 4) return low<4, INVERSE>(from, tile, to);
-    if (vectors == 8 || RB == 8) return low<8, INVERSE>(from, tile, to);
-    low<16, INVERSE>(from, tile, to);
+  template <int NV> void low_inverse(const V* tile, S* to, bool streams) const {
+    for (int64_t start = 0; start < vectors; start += NV) {
+      V r[NV];
+      UNROLL for (int i = 0; i < NV; i++) r[i] = tile[start + i];
+      inverse<NV>(r, bits<NV>());
+      put<NV>(r, to + start * L, streams);
+    }
   }
 
   // Butterflies over the highest bits, those above the 16 vectors of the high pass. Its own inverse.
@@ -247,48 +286,47 @@ template <class R, class S> struct PointsLayer : Layer<R, S> {
   }
 
   void spectrum(const S* from, V* tile) const {
-    low_pass<false>(from, tile, nullptr);
+    with_low(vectors, [&](auto n) { low_forward<n>(from, tile); });
     rest_pass(tile);
   }
   void signal(V* tile, S* to) const {
     rest_pass(tile);
-    low_pass<true>(nullptr, tile, to);
+    with_low(vectors, [&](auto n) { low_inverse<n>(tile, to, streams()); });
   }
 
-  // Calls f with the vectors `at`, `at + step`, … (H of them) that the high bits tell apart, K such groups at a time.
-  template <int K, class F> INLINE void for_groups(F f) const {
-    const Shape s = shape();
-    for (int rest = 0; rest < s.rest; rest++)
-      for (int j = 0; j < s.registers; j += K) f(rest * s.high * s.registers + j, s.registers);
+  // Calls f with the first of the H vectors, RB apart, that the high bits tell apart, for K such groups at a time.
+  template <int H, int K, class F> INLINE void for_groups(F f) const {
+    const int64_t low = H == 1 ? vectors : RB;
+    for (int64_t start = 0; start < vectors; start += low * H)
+      for (int64_t j = 0; j < low; j += K) f(start + j);
   }
   template <class F> void with_high(F f) const {
-    switch (shape().high) {
-      case 1: return f(std::integral_constant<int, 1>());
-      case 2: return f(std::integral_constant<int, 2>());
-      case 4: return f(std::integral_constant<int, 4>());
-      case 8: return f(std::integral_constant<int, 8>());
-      case 16: return f(std::integral_constant<int, 16>());
-    }
+    const int64_t high = vectors / RB;
+    if (high <= 1) return f(std::integral_constant<int, 1>());
+    if (high == 2) return f(std::integral_constant<int, 2>());
+    if (high == 4) return f(std::integral_constant<int, 4>());
+    if (high == 8) return f(std::integral_constant<int, 8>());
+    f(std::integral_constant<int, 16>());
   }
   static constexpr int together(int H) { return H < 4 ? 4 : H < 8 ? 2 : 1; }
 
   template <int H> void high_alone(V* tile) const {
     if (H == 1) return;
-    for_groups<1>([&](int at, int step) {
+    for_groups<H, 1>([&](int64_t at) __attribute__((always_inline)) {
       V r[H];
-      UNROLL for (int h = 0; h < H; h++) r[h] = tile[at + h * step];
+      UNROLL for (int h = 0; h < H; h++) r[h] = tile[at + h * RB];
       hadamard<H>(r);
-      UNROLL for (int h = 0; h < H; h++) tile[at + h * step] = r[h];
+      UNROLL for (int h = 0; h < H; h++) tile[at + h * RB] = r[h];
     });
   }
 
-  INLINE V kept(int v) const { return load(dc.at(v * L)); }
+  INLINE V kept(int64_t v) const { return load(dc.at(v * L)); }
 
-  template <bool SMOOTH> INLINE V value(V z, const Parameters<R>& w, int v) const {
+  template <bool SMOOTH> INLINE V value(V z, const Parameters<R>& w, int64_t v) const {
     const V y = threshold<SMOOTH>(z, load(w.scaled + v * L), w.scale);
     return job.keep_dc ? (kept(v) != 0 ? z * w.scale : y) : y;
   }
-  template <bool SMOOTH> INLINE V gradient(V z, V g, const Parameters<R>& w, int v, V& dT) const {
+  template <bool SMOOTH> INLINE V gradient(V z, V g, const Parameters<R>& w, int64_t v, V& dT) const {
     V sum = dT;
     const V dz = threshold_gradient<SMOOTH>(z, load(w.T + v * L), g, sum);
     dT = job.keep_dc ? (kept(v) != 0 ? dT : sum) : sum;
@@ -297,39 +335,39 @@ template <class R, class S> struct PointsLayer : Layer<R, S> {
 
   template <int H, bool SMOOTH> __attribute__((noinline)) void high_forward(V* tile, const Parameters<R>& w) const {
     const int K = together(H);
-    for_groups<K>([&](int at, int step) {
+    for_groups<H, K>([&](int64_t at) __attribute__((always_inline)) {
       V r[K][H];
       UNROLL for (int k = 0; k < K; k++) {
-        UNROLL for (int h = 0; h < H; h++) r[k][h] = tile[at + k + h * step];
+        UNROLL for (int h = 0; h < H; h++) r[k][h] = tile[at + k + h * RB];
         hadamard<H>(r[k]);
       }
       UNROLL for (int h = 0; h < H; h++)
         UNROLL for (int k = 0; k < K; k++) {
-          const int v = at + k + h * step;
+          const int64_t v = at + k + h * RB;
           r[k][h] = value<SMOOTH>(r[k][h] * load(w.W + v * L), w, v);
         }
       UNROLL for (int k = 0; k < K; k++) {
         hadamard<H>(r[k]);
-        UNROLL for (int h = 0; h < H; h++) tile[at + k + h * step] = r[k][h];
+        UNROLL for (int h = 0; h < H; h++) tile[at + k + h * RB] = r[k][h];
       }
     });
   }
 
   template <int H, bool SMOOTH>
   __attribute__((noinline)) void high_backward(V* tile, V* grad, const Parameters<R>& w, V* dT, V* dV) const {
-    for_groups<1>([&](int at, int step) {
+    for_groups<H, 1>([&](int64_t at) __attribute__((always_inline)) {
       V r[H], g[H];
-      UNROLL for (int h = 0; h < H; h++) r[h] = tile[at + h * step], g[h] = grad[at + h * step];
+      UNROLL for (int h = 0; h < H; h++) r[h] = tile[at + h * RB], g[h] = grad[at + h * RB];
       hadamard<H>(r);
       hadamard<H>(g);
       UNROLL for (int h = 0; h < H; h++) {
-        const int v = at + h * step;
+        const int64_t v = at + h * RB;
         const V dz = gradient<SMOOTH>(r[h] * load(w.W + v * L), g[h], w, v, dT[v]);
         if (dV) dV[v] += dz * r[h];
         r[h] = dz * load(w.U + v * L);
       }
       hadamard<H>(r);
-      UNROLL for (int h = 0; h < H; h++) tile[at + h * step] = r[h];
+      UNROLL for (int h = 0; h < H; h++) tile[at + h * RB] = r[h];
     });
   }
 
@@ -360,23 +398,23 @@ template <class R, class S> struct PointsLayer : Layer<R, S> {
     memset((void*)zeros, 0, slots * sizeof(S));
     const S* from[M];
     S* to[M];
+    const bool streams = this->streams();
     for (int64_t u = first; u < last; u += M)
       for (int64_t b = 0; b < blocks; b++) {
         for (int m = 0; m < M; m++) {
           const bool exists = u + m < last;
-          from[m] = exists ? read(job.in, linear_in, this->x, u + m, b, stage_in + m * slots) : zeros;
-          to[m] = exists ? target(job.out, linear_out, this->out, u + m, b, stage_out + m * slots) : stage_out + m * slots;
+          from[m] = exists ? read(in, this->x, u + m, b, stage_in + m * slots) : zeros;
+          to[m] = exists ? target(result, this->out, u + m, b, stage_out + m * slots) : stage_out + m * slots;
         }
-        forward_units<NV, M, SMOOTH, FULL>(from, to, this->parameters(b), int(job.log2_block));
+        forward_units<NV, M, SMOOTH, FULL>(from, to, this->parameters(b), int(job.log2_block), streams);
         for (int m = 0; m < M && u + m < last; m++)
-          write(job.out, linear_out, this->out, u + m, b, to[m], stage_out + m * slots);
+          write(result, this->out, u + m, b, stage_out + m * slots);
       }
   }
 
-  void store_block(const Side& s, bool linear, S* dst, int64_t u, int64_t b, V* tile, S* stage) const {
-    S* to = target(s, linear, dst, u, b, stage);
-    signal(tile, to);
-    write(s, linear, dst, u, b, to, stage);
+  void store_block(const View& v, S* dst, int64_t u, int64_t b, V* tile, S* stage) const {
+    signal(tile, target(v, dst, u, b, stage));
+    write(v, dst, u, b, stage);
   }
 
   template <int H, bool SMOOTH> void forward_tiles(int64_t first, int64_t last) const {
@@ -387,14 +425,14 @@ template <class R, class S> struct PointsLayer : Layer<R, S> {
     for (int64_t u = first; u < last; u++) {
       if (this->paired()) {
         for (int64_t b = 0; b < blocks; b++) {
-          spectrum(read(job.in, linear_in, this->x, u, b, stage), sources);
+          spectrum(read(in, this->x, u, b, stage), sources);
           high_forward<H, SMOOTH>(sources, this->parameters(b));
-          store_block(job.out, linear_out, this->out, u, b, sources, stage);
+          store_block(result, this->out, u, b, sources, stage);
         }
         continue;
       }
       for (int64_t b = 0; b < job.blocks_in; b++) {
-        spectrum(read(job.in, linear_in, this->x, u, b, stage), sources + b * vectors);
+        spectrum(read(in, this->x, u, b, stage), sources + b * vectors);
         high_alone<H>(sources + b * vectors);
       }
       memset((void*)targets, 0, job.blocks_out * vectors * sizeof(V));
@@ -406,7 +444,7 @@ template <class R, class S> struct PointsLayer : Layer<R, S> {
       }
       for (int64_t b = 0; b < job.blocks_out; b++) {
         high_alone<H>(targets + b * vectors);
-        store_block(job.out, linear_out, this->out, u, b, targets + b * vectors, stage);
+        store_block(result, this->out, u, b, targets + b * vectors, stage);
       }
     }
   }
@@ -436,22 +474,23 @@ template <class R, class S> struct PointsLayer : Layer<R, S> {
     memset((void*)dT, 0, 2 * blocks * vectors * sizeof(V));
     const S *from[M], *grad[M];
     S* to[M];
+    const bool streams = this->streams();
     int64_t pending = 0;
     for (int64_t u = first; u < last; u += M) {
       for (int64_t b = 0; b < blocks; b++) {
         for (int m = 0; m < M; m++) {
           const bool exists = u + m < last;
           const int64_t at = m * slots;
-          from[m] = exists ? read(job.in, linear_in, this->x, u + m, b, stage_in + at) : zeros;
-          grad[m] = exists ? read(job.out, linear_out, this->gy, u + m, b, stage_grad + at) : zeros;
+          from[m] = exists ? read(in, this->x, u + m, b, stage_in + at) : zeros;
+          grad[m] = exists ? read(result, this->gy, u + m, b, stage_grad + at) : zeros;
           to[m] = !this->out ? nullptr
-                  : exists   ? target(job.in, linear_in, this->out, u + m, b, stage_out + at)
+                  : exists   ? target(in, this->out, u + m, b, stage_out + at)
                              : stage_out + at;
         }
         backward_units<NV, M, SMOOTH, FULL>(from, grad, to, this->parameters(b), int(job.log2_block), dT + b * NV,
-                                            dV ? dV + b * NV : nullptr);
+                                            dV ? dV + b * NV : nullptr, streams);
         for (int m = 0; this->out && m < M && u + m < last; m++)
-          write(job.in, linear_in, this->out, u + m, b, to[m], stage_out + m * slots);
+          write(in, this->out, u + m, b, stage_out + m * slots);
       }
       if ((pending += M) >= FLUSH || u + M >= last) {
         flush(dT, sums, (dV ? 2 : 1) * blocks * slots);
@@ -473,19 +512,19 @@ template <class R, class S> struct PointsLayer : Layer<R, S> {
       if (this->paired()) {
         V *source = sources, *target = sources + vectors;
         for (int64_t b = 0; b < blocks; b++) {
-          spectrum(read(job.in, linear_in, this->x, u, b, stage), source);
-          spectrum(read(job.out, linear_out, this->gy, u, b, stage), target);
+          spectrum(read(in, this->x, u, b, stage), source);
+          spectrum(read(result, this->gy, u, b, stage), target);
           high_backward<H, SMOOTH>(source, target, this->parameters(b), dT + b * vectors,
                                    dV ? dV + b * vectors : nullptr);
-          if (this->out) store_block(job.in, linear_in, this->out, u, b, source, stage);
+          if (this->out) store_block(in, this->out, u, b, source, stage);
         }
       } else {
         for (int64_t b = 0; b < job.blocks_in; b++) {
-          spectrum(read(job.in, linear_in, this->x, u, b, stage), sources + b * vectors);
+          spectrum(read(in, this->x, u, b, stage), sources + b * vectors);
           high_alone<H>(sources + b * vectors);
         }
         for (int64_t b = 0; b < job.blocks_out; b++) {
-          spectrum(read(job.out, linear_out, this->gy, u, b, stage), targets + b * vectors);
+          spectrum(read(result, this->gy, u, b, stage), targets + b * vectors);
           high_alone<H>(targets + b * vectors);
         }
         memset((void*)gradients, 0, job.blocks_in * vectors * sizeof(V));
@@ -500,7 +539,7 @@ template <class R, class S> struct PointsLayer : Layer<R, S> {
         }
         for (int64_t b = 0; this->out && b < job.blocks_in; b++) {
           high_alone<H>(gradients + b * vectors);
-          store_block(job.in, linear_in, this->out, u, b, gradients + b * vectors, stage);
+          store_block(in, this->out, u, b, gradients + b * vectors, stage);
         }
       }
       if ((u + 1 - first) % FLUSH == 0 || u + 1 == last) flush(dT, sums, (dV ? 2 : 1) * blocks * slots);

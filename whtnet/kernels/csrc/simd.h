@@ -67,6 +67,21 @@ INLINE void store(BFloat16* p, VecF v) {  // round to nearest, ties to even; NaN
 #endif
 }
 
+// Past the cache, to memory that is aligned to a vector.
+#if VECTOR_BYTES == 64
+INLINE void stream(float* p, VecF v) { _mm512_stream_ps(p, (__m512)v); }
+INLINE void stream(double* p, VecD v) { _mm512_stream_pd(p, (__m512d)v); }
+INLINE void stream(BFloat16* p, VecF v) {
+  __m256i h;
+  store((BFloat16*)&h, v);
+  _mm256_stream_si256((__m256i*)p, h);
+}
+INLINE void end_of_stream() { _mm_sfence(); }
+#else
+template <class S, class V> INLINE void stream(S* p, V v) { store(p, v); }
+INLINE void end_of_stream() {}
+#endif
+
 template <class V, class R> INLINE V splat(R x) { return V{} + x; }
 INLINE VecF absolute(VecF v) { return (VecF)((VecI32)v & Simd<float>::abs_mask); }
 INLINE VecD absolute(VecD v) { return (VecD)((VecI64)v & Simd<double>::abs_mask); }

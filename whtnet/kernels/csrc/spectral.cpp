@@ -8,15 +8,29 @@
 // sequence. Sums of gradients are formed per chunk of items and added in order: the same for any number of threads.
 #include "lanes.h"
 #include "points.h"
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 namespace {
 
+// Large results are mostly memory fresh from the system, and faulting it in 4 KiB at a time costs several times what the
+// layer does: ask for huge pages. Where the memory has been used before, or there are none, nothing happens.
+void prepare(void* memory, int64_t bytes) {
+#if defined(MADV_HUGEPAGE)
+  const uintptr_t huge = 1 << 21, first = (uintptr_t(memory) + 4095) / 4096 * 4096, last = uintptr_t(memory) + bytes;
+  if (bytes >= int64_t(4 * huge)) madvise((void*)first, (last - first) / 4096 * 4096, MADV_HUGEPAGE);
+#endif
+}
+
 template <class L, class R> int run_layer(const Job& job, const Arrays& a, void* gt, void* gv, const Threads& threads) {
   L layer(job, a);
+  if (a.out) prepare(a.out, layer.result_bytes());
   const auto chunk = [&](int64_t c) {
     const int64_t first = c * layer.chunk_items, end = first + layer.chunk_items;
     const int64_t last = end < layer.items ? end : layer.items;
     a.gy ? layer.backward_items(first, last, layer.chunk_sums(c)) : layer.forward_items(first, last);
+    end_of_stream();
   };
   // A thread is worth waking for some ten microseconds of work.
   const int64_t useful = job.images * job.lanes * layer.blocks * layer.block / 32768 + 1;
