@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -444,6 +445,18 @@ def test_processes_may_build_at_once_and_killed_builds_do_no_harm(tmp_path):
     library.write_bytes(b"not a library")  # damaged: built again
     assert finish(python(CODE, tmp_path))[0] == "cpu True"
     assert library.stat().st_size > 10000
+
+
+@needs_kernel
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="flags of another processor")
+@pytest.mark.parametrize("flags", ["-march=haswell", "-march=x86-64"])
+def test_on_processors_with_shorter_vectors(flags, tmp_path):
+    environment = {**os.environ, "CXXFLAGS": flags, "TORCH_EXTENSIONS_DIR": str(tmp_path)}
+    wanted = "options or finite or written"
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", wanted]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
 
 
 @needs_kernel

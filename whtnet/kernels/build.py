@@ -1,14 +1,16 @@
 """Compiling the C++ kernel with the system's compiler, once per source, compiler and kind of CPU.
 
 The source needs no headers but the standard library's and has a C interface, so that it compiles in seconds and works
-with every version of PyTorch. Nothing happens at import. Safe for several processes at once and after a killed build:
-the library is compiled beside its place and renamed into it.
+with every version of PyTorch; ``CXX`` and ``CXXFLAGS`` choose the compiler and further flags. Nothing happens at
+import. Safe for several processes at once and after a killed build: the library is compiled beside its place and
+renamed into it.
 """
 
 import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -79,11 +81,15 @@ def _find_compiler() -> str:
     raise BuildError("no C++ compiler was found (g++, c++ or clang++; or name one in CXX)")
 
 
+def _user_flags() -> list[str]:
+    return shlex.split(os.environ.get("CXXFLAGS", ""))
+
+
 def _key(compiler: str) -> str:
     # A home directory may be shared by machines with other CPUs and compilers.
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
     sources = "".join(path.read_text() for path in sorted(SOURCE.parent.iterdir()))
-    parts = [sources, str((FLAGS, _TUNE)), os.path.realpath(compiler), version, _cpu()]
+    parts = [sources, str((FLAGS, _TUNE, _user_flags())), os.path.realpath(compiler), version, _cpu()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 
@@ -100,7 +106,7 @@ def _cpu() -> str:
 def _compile(compiler: str, target: Path) -> None:
     errors = []
     for tune in _TUNE:
-        command = [compiler, *FLAGS, *tune, str(SOURCE), "-o", str(target)]
+        command = [compiler, *FLAGS, *tune, *_user_flags(), str(SOURCE), "-o", str(target)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
         except (OSError, subprocess.TimeoutExpired) as error:

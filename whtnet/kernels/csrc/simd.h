@@ -124,12 +124,18 @@ template <class V> INLINE V sign(V z) {
 // Bit D of the lane's number changes places with one bit of the register's number, 0 in `a` and 1 in `b`.
 template <class I, int D, class V> INLINE void swap_bit(V& a, V& b) {
   const int N = sizeof(I) / sizeof(I{}[0]);
+#if defined(__clang__)  // it makes shuffles of this
+  const V c = a, d = b;
+  UNROLL for (int l = 0; l < N; l++) a[l] = (l & D) ? d[l - D] : c[l];
+  UNROLL for (int l = 0; l < N; l++) b[l] = (l & D) ? d[l] : c[l + D];
+#else
   I low, high;
   UNROLL for (int l = 0; l < N; l++) low[l] = (l & D) ? N + l - D : l;
   UNROLL for (int l = 0; l < N; l++) high[l] = (l & D) ? N + l : l + D;
   const V c = __builtin_shuffle(a, b, low);
   b = __builtin_shuffle(a, b, high);
   a = c;
+#endif
 }
 
 template <int N, class V> INLINE void hadamard(V* r) {  // unscaled, natural order
