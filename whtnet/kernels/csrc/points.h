@@ -7,9 +7,6 @@
 // Units of up to RB vectors stay in registers; larger ones take three passes over a tile in the cache: registers and
 // lanes, high bits with weights and threshold in between, lanes and registers.
 #pragma once
-
-
-
 #include <type_traits>
 
 #include "layer.h"
