@@ -9,7 +9,7 @@ from typing import Any
 from _compose import ROOT, compose_config
 
 from whtnet.console import ProgressView, console, exit_on_user_error
-from whtnet.experiment import Experiment, run
+from whtnet.experiment import Experiment, resolve_device, run
 from whtnet.policy import shipped_policies
 from whtnet.records import environment, put_record, read_records, write_json
 from whtnet.tables import (
@@ -17,8 +17,13 @@ from whtnet.tables import (
     TableSpec,
     count_families,
     count_rows,
+    draw_growth,
+    draw_ratios,
     load_spec,
+    measure_speed,
     parameter_tables,
+    place,
+    speed_tables,
     table_names,
     training_table,
     update_readme,
@@ -44,6 +49,7 @@ def main() -> None:
     parser.add_argument(
         "--override", action="append", default=[], metavar="KEY=VALUE", help="a Hydra override for all runs"
     )
+    parser.add_argument("--seconds", type=float, default=1.5, help="time for each contender of a speed table")
     parser.add_argument("--fresh", action="store_true", help="train again what this checkout has trained before")
     arguments = parser.parse_args()
     specs = [load_spec(EXPERIMENTS, name) for name in arguments.tables or QUICK]
@@ -51,8 +57,7 @@ def main() -> None:
         _list_tables()
         return
     for spec in specs:
-        reproduce = {"parameters": _reproduce_parameters, "training": _reproduce_training}[spec.kind]
-        _publish(spec, reproduce(spec, arguments))
+        _publish(spec, _REPRODUCE[spec.kind](spec, arguments))
 
 
 def _list_tables() -> None:
@@ -98,6 +103,20 @@ def _reproduce_training(spec: TableSpec, arguments: argparse.Namespace) -> list[
             put_record(RECORDS, {"table": spec.name, "row": row["id"], **record})
             bar.finish()
     return [training_table(spec, read_records(RECORDS))]
+
+
+def _reproduce_speed(spec: TableSpec, arguments: argparse.Namespace) -> list[Table]:
+    device = resolve_device("auto")
+    with ProgressView() as view:
+        measured = measure_speed(spec, device, arguments.seconds, view.task(spec.title))
+    here = environment(device)
+    write_json(RESULTS / f"{spec.name}.json", {"environment": here, **measured})
+    draw_ratios(spec, measured, RESULTS / "figures" / f"{spec.name}_ratios")
+    draw_growth(measured, RESULTS / "figures" / f"{spec.name}_growth")
+    return speed_tables(spec, measured, place(here))
+
+
+_REPRODUCE = {"parameters": _reproduce_parameters, "training": _reproduce_training, "speed": _reproduce_speed}
 
 
 def _publish(spec: TableSpec, tables: list[Table]) -> None:

@@ -1,9 +1,11 @@
-"""Tables: what they should hold (`spec`), what was measured (`parameters`, `training`), how they look (`render`)."""
+"""Tables: what they should hold (`spec`), what was measured (`parameters`, `training`, `speed`), how they look."""
 
+from whtnet.tables.figures import draw_growth, draw_ratios
 from whtnet.tables.parameters import count_families, count_rows, parameter_tables
 from whtnet.tables.render import Table, update_readme, write_markdown
 from whtnet.tables.spec import TableError, TableSpec, load_spec, table_names
-from whtnet.tables.training import training_table
+from whtnet.tables.speed import measure_speed, speed_tables
+from whtnet.tables.training import place, training_table
 
 __all__ = [
     "Table",
@@ -11,8 +13,13 @@ __all__ = [
     "TableSpec",
     "count_families",
     "count_rows",
+    "draw_growth",
+    "draw_ratios",
     "load_spec",
+    "measure_speed",
     "parameter_tables",
+    "place",
+    "speed_tables",
     "table_names",
     "training_table",
     "update_readme",

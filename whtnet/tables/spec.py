@@ -1,7 +1,7 @@
 """Specifications of tables, one YAML file each in ``experiments/``."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import yaml
 
 from whtnet.errors import UserError
 
-KINDS = ("parameters", "training")
+KINDS = ("parameters", "training", "speed")
 
 
 class TableError(UserError, ValueError):
@@ -23,13 +23,14 @@ class TableSpec:
     Attributes:
         name: of the file, and of the results.
         title: heading.
-        kind: ``parameters`` (counted) or ``training`` (trained).
+        kind: ``parameters`` (counted), ``training`` (trained) or ``speed`` (timed).
         intro: a sentence or two above the table.
         rows: each with an ``id``, and what its kind needs.
         overrides: Hydra overrides that all rows of a training table share.
         seeds: seeds of each row of a training table; a row's own ``seeds`` win.
         rerun: train every row on this machine, whatever records there are; otherwise recorded runs are kept.
         families: backbones for the matrix of a parameter table.
+        networks: whole networks of a speed table.
     """
 
     name: str
@@ -40,7 +41,8 @@ class TableSpec:
     overrides: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0,)
     rerun: bool = False
-    families: tuple[Mapping[str, Any], ...] = field(default=())
+    families: tuple[Mapping[str, Any], ...] = ()
+    networks: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -66,7 +68,8 @@ def load_spec(folder: Path, name: str) -> TableSpec:
         raise TableError(f"no table {name!r}; there are {', '.join(table_names(folder))}")
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
-        lists = {key: tuple(data[key]) for key in ("rows", "overrides", "seeds", "families") if key in data}
+        names = ("rows", "overrides", "seeds", "families", "networks")
+        lists = {key: tuple(data[key]) for key in names if key in data}
         return TableSpec(name=name, **{**data, **lists})
     except (yaml.YAMLError, TypeError) as error:
         raise TableError(f"{path} is no specification of a table: {error}") from error

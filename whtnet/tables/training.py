@@ -66,14 +66,15 @@ def _duration(records: Sequence[Mapping[str, Any]]) -> str:
 def _provenance(records: Sequence[Mapping[str, Any]]) -> list[str]:
     if not records:
         return []
-    places = sorted({_place(record["environment"]) for record in records})
+    places = sorted({place(record["environment"]) for record in records})
     return [
         "Accuracy at the last epoch, mean ± standard deviation over n seeds.",
         *(f"Measured on {p}." for p in places),
     ]
 
 
-def _place(environment: Mapping[str, Any]) -> str:
+def place(environment: Mapping[str, Any]) -> str:
+    """Where something was measured, from :func:`whtnet.records.environment`, in a line."""
     commit = (environment["commit"] or "none")[:8] + (" with local changes" if environment["dirty"] else "")
     torch_version, threads = environment["versions"]["torch"], environment["threads"]
     return f"{environment['device_name']}, {threads} threads, torch {torch_version}, commit {commit}"

@@ -1,0 +1,187 @@
+"""What is measured: the layers of the paper's speed test, transforms of many sizes, whole networks."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from whtnet.backbones import build_backbone
+from whtnet.engine import TrainConfig
+from whtnet.kernels import reference
+from whtnet.layers import BWHT1d, FWHT2d
+from whtnet.policy import apply_policy_, load_policy
+
+MEMORY_FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
+MODES = ("forward", "training")  # training: forward and backward, gradients of the input and of all parameters
+
+
+class SqueezeExcite(nn.Module):
+    """The paper's squeeze-and-excite block: global average → dense, ReLU → dense, hard sigmoid → scale.
+
+    Args:
+        channels: C of the maps ``(N, C, H, W)``.
+        hidden: units of the first dense layer.
+    """
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.reduce = nn.Linear(channels, hidden)
+        self.expand = nn.Linear(hidden, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C, H, W)`` → the same shape."""
+        scale = F.hardsigmoid(self.expand(F.relu(self.reduce(x.mean((2, 3))))))
+        return x * scale[:, :, None, None]
+
+
+class Copy(nn.Module):
+    """The floor: one read and one write of everything, into memory that is kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.result: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape."""
+        if torch.is_grad_enabled():
+            return x.clone()
+        if self.result is None:
+            self.result = torch.empty_like(x)
+        return self.result.copy_(x)
+
+
+class _ReferenceFWHT2d(FWHT2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return reference.fwht2d(x, self.threshold, self.weight)
+
+
+class _ReferenceBWHT1d(BWHT1d):
+    def forward(self, x: Tensor) -> Tensor:
+        return reference.bwht1d(x, self.threshold, self.out_channels)
+
+
+def _compiled(layer: nn.Module) -> nn.Module:
+    layer.compile()
+    return layer
+
+
+@dataclass(frozen=True)
+class LayerTest:
+    """Layers that do the same job on the same input.
+
+    Attributes:
+        shape: of the input, float32.
+        layers: builders by name; the first is the convolution that the others are compared with.
+    """
+
+    shape: tuple[int, ...]
+    layers: Mapping[str, Callable[[], nn.Module]]
+
+
+LAYER_TESTS = {
+    "2d": LayerTest(
+        (10, 1024, 8, 8),
+        {
+            "conv3x3": lambda: nn.Sequential(nn.Conv2d(1024, 1024, 3, padding=1), nn.ReLU()),
+            "squeeze_excite": lambda: SqueezeExcite(1024, 256),
+            "fwht2d": lambda: FWHT2d(8),
+            "fwht2d_compiled": lambda: _compiled(_ReferenceFWHT2d(8)),
+            "fwht2d_reference": lambda: _ReferenceFWHT2d(8),
+            "copy": Copy,
+        },
+    ),
+    "1d": LayerTest(
+        (10, 1024, 32, 32),
+        {
+            "conv1x1": lambda: nn.Conv2d(1024, 1024, 1),
+            "bwht1d": lambda: BWHT1d(1024, 1024),
+            "bwht1d_compiled": lambda: _compiled(_ReferenceBWHT1d(1024, 1024)),
+            "bwht1d_reference": lambda: _ReferenceBWHT1d(1024, 1024),
+            "copy": Copy,
+        },
+    ),
+}
+
+
+def layer_call(
+    test: LayerTest, name: str, memory_format: str, mode: str, device: torch.device
+) -> tuple[Tensor, Callable[[], Callable[[], Any]]]:
+    """The input of a layer test, and a function that builds the layer and returns the call to measure."""
+    layout = MEMORY_FORMATS[memory_format]
+    x = torch.randn(test.shape, device=device).contiguous(memory_format=layout)
+
+    def build() -> Callable[[], Any]:
+        layer = test.layers[name]().to(device=device, memory_format=layout)
+        if mode == "forward":
+            return torch.inference_mode()(lambda: layer(x))
+        gradient = torch.randn_like(x)
+        leaves = [x.requires_grad_(), *layer.parameters()]
+        return lambda: torch.autograd.grad(layer(x), leaves, gradient)
+
+    return x, build
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """A network to measure.
+
+    Attributes:
+        backbone: keywords of :func:`whtnet.backbones.build_backbone`.
+        policy: name of a shipped policy.
+        input_size: of an image, (channels, height, width).
+    """
+
+    backbone: Mapping[str, Any]
+    policy: str
+    input_size: tuple[int, int, int] = (3, 32, 32)
+
+    def build(self, device: torch.device) -> tuple[nn.Module, dict[str, Any]]:
+        """The network for 10 classes, in the memory format that training chooses on ``device``, and its cost."""
+        model = build_backbone(**self.backbone, num_classes=10)
+        cost = apply_policy_(model, load_policy(self.policy), tuple(self.input_size)).to_dict()["after"]
+        return model.to(device=device, memory_format=_memory_format(device)), cost
+
+
+def inference_call(model: nn.Module, input_size: tuple[int, ...], batch: int, device: torch.device) -> Callable:
+    """A call that classifies a batch, in the precision that training chooses on ``device``."""
+    x = _images(input_size, batch, device)
+
+    @torch.inference_mode()
+    def call() -> Tensor:
+        model.eval()
+        with _autocast(device):
+            return model(x)
+
+    return call
+
+
+def training_call(model: nn.Module, input_size: tuple[int, ...], batch: int, device: torch.device) -> Callable:
+    """A call that makes one training step: forward, backward, SGD with momentum."""
+    x, target = _images(input_size, batch, device), torch.randint(10, (batch,), device=device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+
+    def call() -> None:
+        model.train()
+        optimizer.zero_grad()
+        with _autocast(device):
+            loss = F.cross_entropy(model(x).float(), target)
+        loss.backward()
+        optimizer.step()
+
+    return call
+
+
+def _images(input_size: tuple[int, ...], batch: int, device: torch.device) -> Tensor:
+    return torch.randn(batch, *input_size, device=device).contiguous(memory_format=_memory_format(device))
+
+
+def _memory_format(device: torch.device) -> torch.memory_format:
+    return torch.channels_last if TrainConfig().use_channels_last(device) else torch.contiguous_format
+
+
+def _autocast(device: torch.device) -> torch.autocast:
+    dtype = TrainConfig().autocast_dtype(device)
+    return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)

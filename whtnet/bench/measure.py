@@ -1,0 +1,135 @@
+"""Measuring in fresh processes: ``measure(task)`` here runs ``python -m whtnet.bench TASK`` there.
+
+A task is a dictionary with the name of one of the functions below, ``do``, and its arguments; what it measured comes
+back as JSON.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import nn
+
+from whtnet.bench.contenders import (
+    LAYER_TESTS,
+    MEMORY_FORMATS,
+    NetworkSpec,
+    inference_call,
+    layer_call,
+    training_call,
+)
+from whtnet.bench.timing import compare, peak_memory
+from whtnet.errors import UserError
+from whtnet.kernels import backend_for
+from whtnet.layers import BWHT1d
+
+_KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+
+
+class BenchError(UserError, RuntimeError):
+    """A measurement that failed in its process."""
+
+
+def measure(task: Mapping[str, Any], *, keep_memory: bool = False) -> dict[str, Any]:
+    """Run a task in a fresh process.
+
+    Args:
+        task: ``do``: the name of a function of this module; the other entries are its arguments.
+        keep_memory: let the C library (glibc) keep all freed memory, by its environment variables.
+
+    Raises:
+        BenchError: with the end of what the process printed, if it failed.
+    """
+    environment = {**os.environ, **(_KEEP_MEMORY if keep_memory else {})}
+    command = [sys.executable, "-m", "whtnet.bench", json.dumps(task)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise BenchError(f"measuring {dict(task)} failed: {done.stderr.strip()[-1000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def time_layers(test: str, names: list[str], mode: str, seconds: float, device: torch.device) -> dict[str, Any]:
+    """Layers of a test in one process, each in its own best memory format: by name, its timing, its format."""
+    calls = {}
+    for name in names:
+        for layout in MEMORY_FORMATS:
+            calls[name, layout] = layer_call(LAYER_TESTS[test], name, layout, mode, device)[1]()
+    timings = compare(calls, seconds=seconds, device=device)
+    results = {}
+    for name in names:
+        layout = min(MEMORY_FORMATS, key=lambda layout: timings[name, layout].median)
+        results[name] = {**asdict(timings[name, layout]), "memory_format": layout}
+    return results
+
+
+def layer_memory(test: str, name: str, memory_format: str, device: torch.device) -> dict[str, Any]:
+    """Peak memory of building a layer and calling it once, beyond the libraries and the input, in bytes."""
+    small = torch.randn(1, 16, 8, 8, device=device)
+    nn.Conv2d(16, 16, 3)(small), BWHT1d(16, 16)(small)  # what the libraries allocate once is not the layer's
+    _, build = layer_call(LAYER_TESTS[test], name, memory_format, "forward", device)
+    return {"bytes": peak_memory(lambda: build()(), device)}
+
+
+def time_sizes(sizes: list[int], points: int, seconds: float, device: torch.device) -> dict[str, Any]:
+    """A 1-D layer over n channels, a 1×1 convolution n → n and a copy, on ``points`` numbers: seconds for n numbers."""
+    results: dict[str, Any] = {"bwht1d": {}, "conv1x1": {}, "copy": {}}
+    for n in sizes:
+        x = torch.randn(1, n, 1, points // n, device=device).contiguous(memory_format=torch.channels_last)
+        y = torch.empty_like(x)
+        layer, conv = BWHT1d(n, n).to(device), nn.Conv2d(n, n, 1, bias=False).to(device)
+        conv = conv.to(memory_format=torch.channels_last)
+        calls = {"bwht1d": lambda m=layer, x=x: m(x), "conv1x1": lambda m=conv, x=x: m(x)}
+        calls["copy"] = lambda x=x, y=y: y.copy_(x)
+        with torch.inference_mode():
+            for name, timing in compare(calls, seconds=seconds, device=device).items():
+                results[name][str(n)] = timing.median / (points // n)
+    return results
+
+
+def time_networks(networks: list[dict], mode: str, batch: int, seconds: float, device: torch.device) -> dict[str, Any]:
+    """Networks in one process: inference or training steps; by position, the timing and the cost."""
+    make = {"inference": inference_call, "training": training_call}[mode]
+    calls, costs = {}, []
+    for index, network in enumerate(networks):
+        spec = NetworkSpec(**network)
+        model, cost = spec.build(device)
+        calls[index] = make(model, spec.input_size, batch, device)
+        costs.append(cost)
+    timings = compare(calls, seconds=seconds, device=device)
+    return {"timings": [asdict(timings[i]) for i in calls], "costs": costs}
+
+
+def network_memory(network: dict, batch: int, device: torch.device) -> dict[str, Any]:
+    """Peak memory of training steps, beyond the libraries, the weights and the images, in bytes."""
+    spec = NetworkSpec(**network)
+    model, _ = spec.build(device)
+    small = torch.randn(1, 16, 8, 8, device=device)
+    nn.Conv2d(16, 16, 3)(small), BWHT1d(16, 16)(small)
+    step = training_call(model, spec.input_size, batch, device)
+    return {"bytes": peak_memory(lambda: (step(), step()), device)}
+
+
+def conditions(device: torch.device) -> dict[str, Any]:
+    """What the figures depend on beside the machine."""
+    variables = {k: v for k, v in os.environ.items() if k.startswith(("OMP_", "KMP_", "MALLOC_", "GOMP_"))}
+    return {"backend": backend_for(torch.ones(1, 1, 2, 2, device=device)), "variables": variables}
+
+
+_TASKS = (time_layers, layer_memory, time_sizes, time_networks, network_memory, conditions)
+
+
+def main() -> None:
+    """Run the task given as JSON on the command line and print its result as the last line."""
+    task = json.loads(sys.argv[1])
+    functions = {f.__name__: f for f in _TASKS}
+    device = torch.device(task.pop("device", "cpu"))
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+    torch.manual_seed(0)
+    torch.set_num_threads(task.pop("threads", torch.get_num_threads()))
+    print(json.dumps(functions[task.pop("do")](**task, device=device)))

@@ -1,0 +1,183 @@
+"""The speed table: layers against the convolutions they replace, whole networks against their baselines."""
+
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from whtnet.bench import measure
+from whtnet.tables.render import NOT_AT_HAND, Table
+from whtnet.tables.spec import TableSpec
+
+TESTS = {"2d": "2-D, 10×1024×8×8", "1d": "1-D, 10×1024×32×32"}
+SIZES = tuple(2**k for k in range(1, 13))
+_POINTS = 1 << 20  # numbers that each size is timed on
+_TRAINING_BATCH, _BATCHES = 128, (1, 128)
+
+Step = Callable[[float, str], None]
+
+
+def measure_speed(spec: TableSpec, device: torch.device, seconds: float, on_step: Step) -> dict[str, Any]:
+    """Measure everything that a speed table shows; every part in a process of its own.
+
+    Args:
+        spec: the table.
+        device: where the layers and networks run.
+        seconds: time for each contender of a comparison.
+        on_step: called with the fraction done and what comes next.
+
+    Returns:
+        ``layers``: by test, and for the 1-D test with ``_kept`` for an allocator that keeps memory, by mode, by name: a
+        timing and the best memory format. ``layer_memory``: by test and name, bytes. ``sizes``: by name, by n, seconds.
+        ``networks``: by row, cost, timings and bytes. ``conditions``: backend and environment variables.
+    """
+    networks = [{key: network[key] for key in ("backbone", "policy")} for network in spec.networks]
+    names = {test: [_contender(row) for row in spec.rows if row["test"] == test] for test in TESTS}
+    total = 4 * len(TESTS) + sum(map(len, names.values())) + len(_BATCHES) + len(networks)
+    done = 0
+
+    def run(what: str, keep_memory: bool = False, **task: Any) -> dict[str, Any]:
+        nonlocal done
+        on_step(done / total, what)
+        threads = torch.get_num_threads()
+        result = measure({**task, "device": str(device), "threads": threads}, keep_memory=keep_memory)
+        done += 1
+        return result
+
+    layers: dict[str, Any] = {}
+    for test, kept in itertools.product(TESTS, (False, True)):
+        chosen = [name for name in names[test] if not (kept and name.endswith("_compiled"))]  # compiling takes a minute
+        layers[test + "_kept" * kept] = {
+            mode: run(f"{test}, {mode}", kept, do="time_layers", test=test, names=chosen, mode=mode, seconds=seconds)
+            for mode in ("forward", "training")
+        }
+    memory = {
+        test: {
+            name: run(
+                f"{test}, memory of {name}",
+                do="layer_memory",
+                test=test,
+                name=name,
+                memory_format=layers[test]["forward"][name]["memory_format"],
+            )["bytes"]
+            for name in names[test]
+            if not name.endswith("_compiled")  # the compiler itself would be counted
+        }
+        for test in TESTS
+    }
+    sizes = run("sizes", do="time_sizes", sizes=SIZES, points=_POINTS, seconds=seconds / 4)
+    steps = [(f"inference_{batch}", "inference", batch, seconds) for batch in _BATCHES]
+    steps.append(("training", "training", _TRAINING_BATCH, 3 * seconds))
+    timed = {
+        key: run(f"networks, {key}", do="time_networks", networks=networks, mode=mode, batch=batch, seconds=time)
+        for key, mode, batch, time in steps
+    }
+    rows = [
+        {
+            "label": row["label"],
+            **network,
+            "cost": timed["training"]["costs"][i],
+            **{key: part["timings"][i] for key, part in timed.items()},
+            "training_bytes": run(
+                f"memory of {row['label']}", do="network_memory", network=network, batch=_TRAINING_BATCH
+            )["bytes"],
+        }
+        for i, (row, network) in enumerate(zip(spec.networks, networks, strict=True))
+    ]
+    conditions = measure({"do": "conditions", "device": str(device)})
+    return {"layers": layers, "layer_memory": memory, "sizes": sizes, "networks": rows, "conditions": conditions}
+
+
+def speed_tables(spec: TableSpec, measured: Mapping[str, Any], place: str) -> list[Table]:
+    """The tables of layers and of networks from what :func:`measure_speed` returned; ``place`` says where that was."""
+    backend = measured["conditions"]["backend"]
+    notes = [f"Measured on {place}, backend `{backend}`, default allocator."]
+    return [
+        Table(
+            spec.title,
+            _LAYER_COLUMNS,
+            _layer_rows(spec, measured, ""),
+            spec.intro,
+            notes,
+            ("layer", "format", "source"),
+        ),
+        Table(
+            "The same with an allocator that keeps memory",
+            _LAYER_COLUMNS[:7],
+            [row[:7] for row in _layer_rows(spec, measured, "_kept")],
+            "A result of 42 MB comes from the system in fresh pages each time, which costs more than the layer. With "
+            "`MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1099511627776` in the environment glibc keeps them for all "
+            "contenders.",
+            text_columns=("layer", "format"),
+        ),
+        _network_table(measured["networks"]),
+    ]
+
+
+_LAYER_COLUMNS = [
+    "test",
+    "layer",
+    "format",
+    "forward (ms)",
+    "× forward",
+    "forward + backward (ms)",
+    "× both",
+    "peak memory (MB)",
+    "memory",
+    "published ×",
+    "published memory",
+    "source",
+]
+
+
+def _contender(row: Mapping[str, Any]) -> str:
+    return row.get("contender", row["id"])
+
+
+def _layer_rows(spec: TableSpec, measured: Mapping[str, Any], suffix: str) -> list[list[str]]:
+    rows = []
+    for row in spec.rows:
+        name, test = _contender(row), row["test"]
+        if name not in measured["layers"][test + suffix]["forward"]:
+            continue
+        first = next(_contender(r) for r in spec.rows if r["test"] == test)
+        modes, memory = measured["layers"][test + suffix], measured["layer_memory"][test]
+        published = row.get("published") or {}
+        times = [(modes[mode][name]["median"], modes[mode][first]["median"]) for mode in ("forward", "training")]
+        rows.append(
+            [
+                TESTS[test],
+                row["label"],
+                modes["forward"][name]["memory_format"],
+                *(cell for mine, base in times for cell in (f"{mine * 1e3:.3f}", f"{base / mine:.1f}")),
+                f"{memory[name] / 1e6:.1f}" if name in memory else "",
+                f"{memory[name] / memory[first] - 1:+.1%}" if name in memory and name != first else "",
+                f"{published['speed']:g}" if "speed" in published else NOT_AT_HAND * bool(published),
+                f"{published['memory']:+.2%}" if "memory" in published else NOT_AT_HAND * bool(published),
+                published.get("source", ""),
+            ]
+        )
+    return rows
+
+
+def _network_table(networks: list[Mapping[str, Any]]) -> Table:
+    body = []
+    for row in networks:
+        base = next(other for other in networks if other["backbone"] == row["backbone"] and other["policy"] == "none")
+        cells = [row["label"], f"{row['cost']['parameters']:,}", f"{row['cost']['macs'] / 1e6:,.1f}"]
+        for key in (*(f"inference_{batch}" for batch in _BATCHES), "training"):
+            mine, theirs = row[key]["median"], base[key]["median"]
+            cells += [f"{mine * 1e3:.2f}", f"{theirs / mine:.2f}"]
+        body.append([*cells, f"{row['training_bytes'] / 1e6:,.0f}"])
+    columns = ["network", "parameters", "MACs (M)"]
+    for batch in _BATCHES:
+        columns += [f"inference, batch {batch} (ms)", f"× batch {batch}"]
+    columns += [f"training step, batch {_TRAINING_BATCH} (ms)", "× training", "training, peak memory (MB)"]
+    return Table(
+        "Speed of whole networks",
+        columns,
+        body,
+        "Images of 3×32×32, the MobileNets with a CIFAR stem; precision and memory format as training chooses them. "
+        '"×" is the time of the network without replacements over this one\'s.',
+    )
