@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from whtnet.bench import LAYER_TESTS, BenchError, NetworkSpec, compare, measure, peak_memory
-from whtnet.bench.contenders import Copy, SqueezeExcite, inference_call, layer_call, training_call
+from whtnet.bench.contenders import Copy, inference_call, layer_call, training_call
 from whtnet.tables import draw_growth, draw_ratios, load_spec, speed_tables
 
 ROOT = Path(__file__).parents[1]
@@ -45,10 +45,10 @@ def test_peak_memory():
 
 
 def test_squeeze_excite_equals_its_definition():
-    layer, x = SqueezeExcite(6, 4).double(), torch.randn(2, 6, 3, 5, dtype=torch.float64)
-    pooled = x.flatten(2).mean(2)
-    hidden = (pooled @ layer.reduce.weight.T + layer.reduce.bias).clamp(min=0)
-    scale = ((hidden @ layer.expand.weight.T + layer.expand.bias + 3) / 6).clamp(0, 1)
+    layer, x = LAYER_TESTS["2d"].layers["squeeze_excite"](), torch.randn(2, 1024, 3, 5)
+    pooled, (reduce, expand) = x.flatten(2).mean(2), (layer.fc1, layer.fc2)
+    hidden = (pooled @ reduce.weight.flatten(1).T + reduce.bias).clamp(min=0)
+    scale = ((hidden @ expand.weight.flatten(1).T + expand.bias + 3) / 6).clamp(0, 1)
     torch.testing.assert_close(layer(x), torch.einsum("nchw,nc->nchw", x, scale))
 
 

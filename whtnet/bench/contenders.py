@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.ops import SqueezeExcitation
 
 from whtnet.backbones import build_backbone
 from whtnet.engine import TrainConfig
@@ -16,25 +17,6 @@ from whtnet.policy import apply_policy_, load_policy
 
 MEMORY_FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 MODES = ("forward", "training")  # training: forward and backward, gradients of the input and of all parameters
-
-
-class SqueezeExcite(nn.Module):
-    """The paper's squeeze-and-excite block: global average → dense, ReLU → dense, hard sigmoid → scale.
-
-    Args:
-        channels: C of the maps ``(N, C, H, W)``.
-        hidden: units of the first dense layer.
-    """
-
-    def __init__(self, channels: int, hidden: int) -> None:
-        super().__init__()
-        self.reduce = nn.Linear(channels, hidden)
-        self.expand = nn.Linear(hidden, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(N, C, H, W)`` → the same shape."""
-        scale = F.hardsigmoid(self.expand(F.relu(self.reduce(x.mean((2, 3))))))
-        return x * scale[:, :, None, None]
 
 
 class Copy(nn.Module):
@@ -86,7 +68,7 @@ LAYER_TESTS = {
         (10, 1024, 8, 8),
         {
             "conv3x3": lambda: nn.Sequential(nn.Conv2d(1024, 1024, 3, padding=1), nn.ReLU()),
-            "squeeze_excite": lambda: SqueezeExcite(1024, 256),
+            "squeeze_excite": lambda: SqueezeExcitation(1024, 256, scale_activation=nn.Hardsigmoid),
             "fwht2d": lambda: FWHT2d(8),
             "fwht2d_compiled": lambda: _compiled(_ReferenceFWHT2d(8)),
             "fwht2d_reference": lambda: _ReferenceFWHT2d(8),
