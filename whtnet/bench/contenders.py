@@ -35,13 +35,19 @@ class Copy(nn.Module):
         return self.result.copy_(x)
 
 
-class _ReferenceFWHT2d(FWHT2d):
+class ReferenceFWHT2d(FWHT2d):
+    """The layer in plain PyTorch, whatever the backend."""
+
     def forward(self, x: Tensor) -> Tensor:
+        """As :meth:`FWHT2d.forward`."""
         return reference.fwht2d(x, self.threshold, self.weight)
 
 
-class _ReferenceBWHT1d(BWHT1d):
+class ReferenceBWHT1d(BWHT1d):
+    """The layer in plain PyTorch, whatever the backend."""
+
     def forward(self, x: Tensor) -> Tensor:
+        """As :meth:`BWHT1d.forward`."""
         return reference.bwht1d(x, self.threshold, self.out_channels)
 
 
@@ -70,8 +76,8 @@ LAYER_TESTS = {
             "conv3x3": lambda: nn.Sequential(nn.Conv2d(1024, 1024, 3, padding=1), nn.ReLU()),
             "squeeze_excite": lambda: SqueezeExcitation(1024, 256, scale_activation=nn.Hardsigmoid),
             "fwht2d": lambda: FWHT2d(8),
-            "fwht2d_compiled": lambda: _compiled(_ReferenceFWHT2d(8)),
-            "fwht2d_reference": lambda: _ReferenceFWHT2d(8),
+            "fwht2d_compiled": lambda: _compiled(ReferenceFWHT2d(8)),
+            "fwht2d_reference": lambda: ReferenceFWHT2d(8),
             "copy": Copy,
         },
     ),
@@ -80,8 +86,8 @@ LAYER_TESTS = {
         {
             "conv1x1": lambda: nn.Conv2d(1024, 1024, 1),
             "bwht1d": lambda: BWHT1d(1024, 1024),
-            "bwht1d_compiled": lambda: _compiled(_ReferenceBWHT1d(1024, 1024)),
-            "bwht1d_reference": lambda: _ReferenceBWHT1d(1024, 1024),
+            "bwht1d_compiled": lambda: _compiled(ReferenceBWHT1d(1024, 1024)),
+            "bwht1d_reference": lambda: ReferenceBWHT1d(1024, 1024),
             "copy": Copy,
         },
     ),

@@ -14,11 +14,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torchvision.ops import SqueezeExcitation
 
 from whtnet.bench.contenders import (
     LAYER_TESTS,
     MEMORY_FORMATS,
     NetworkSpec,
+    ReferenceBWHT1d,
+    ReferenceFWHT2d,
     inference_call,
     layer_call,
     training_call,
@@ -26,7 +29,7 @@ from whtnet.bench.contenders import (
 from whtnet.bench.timing import compare, peak_memory
 from whtnet.errors import UserError
 from whtnet.kernels import backend_for
-from whtnet.layers import BWHT1d
+from whtnet.layers import BWHT1d, FWHT2d
 
 _KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 
@@ -69,8 +72,7 @@ def time_layers(test: str, names: list[str], mode: str, seconds: float, device: 
 
 def layer_memory(test: str, name: str, memory_format: str, device: torch.device) -> dict[str, Any]:
     """Peak memory of building a layer and calling it once, beyond the libraries and the input, in bytes."""
-    small = torch.randn(1, 16, 8, 8, device=device)
-    nn.Conv2d(16, 16, 3)(small), BWHT1d(16, 16)(small)  # what the libraries allocate once is not the layer's
+    _first_use(device)
     _, build = layer_call(LAYER_TESTS[test], name, memory_format, "forward", device)
     return {"bytes": peak_memory(lambda: build()(), device)}
 
@@ -108,15 +110,23 @@ def network_memory(network: dict, batch: int, device: torch.device) -> dict[str,
     """Peak memory of training steps, beyond the libraries, the weights and the images, in bytes."""
     spec = NetworkSpec(**network)
     model, _ = spec.build(device)
-    small = torch.randn(1, 16, 8, 8, device=device)
-    nn.Conv2d(16, 16, 3)(small), BWHT1d(16, 16)(small)
+    _first_use(device)
     step = training_call(model, spec.input_size, batch, device)
     return {"bytes": peak_memory(lambda: (step(), step()), device)}
 
 
+def _first_use(device: torch.device) -> None:
+    # What the libraries load and allocate when they are first used is not the layer's: a small one of each kind.
+    x = torch.randn(1, 16, 8, 8, device=device)
+    small = (nn.Conv2d(16, 16, 3), nn.Conv2d(16, 16, 1), SqueezeExcitation(16, 4), BWHT1d(16, 16), FWHT2d(8))
+    for layer in (*small, ReferenceBWHT1d(16, 16), ReferenceFWHT2d(8)):
+        layer.to(device)(x).sum().backward()
+
+
 def conditions(device: torch.device) -> dict[str, Any]:
     """What the figures depend on beside the machine."""
-    variables = {k: v for k, v in os.environ.items() if k.startswith(("OMP_", "KMP_", "MALLOC_", "GOMP_"))}
+    prefixes = ("OMP_", "GOMP_", "KMP_BLOCKTIME", "KMP_AFFINITY", "MALLOC_")  # scikit-learn sets other KMP_ variables
+    variables = {k: v for k, v in os.environ.items() if k.startswith(prefixes)}
     return {"backend": backend_for(torch.ones(1, 1, 2, 2, device=device)), "variables": variables}
 
 
