@@ -61,7 +61,7 @@ class LayerTest:
     """Layers that do the same job on the same input.
 
     Attributes:
-        shape: of the input, float32.
+        shape: of the input.
         layers: builders by name; the first is the convolution that the others are compared with.
     """
 
@@ -99,10 +99,11 @@ def layer_call(
 ) -> tuple[Tensor, Callable[[], Callable[[], Any]]]:
     """The input of a layer test, and a function that builds the layer and returns the call to measure."""
     layout = MEMORY_FORMATS[memory_format]
-    x = torch.randn(test.shape, device=device).contiguous(memory_format=layout)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32  # a GPU's convolutions are made for it
+    x = torch.randn(test.shape, device=device, dtype=dtype).contiguous(memory_format=layout)
 
     def build() -> Callable[[], Any]:
-        layer = test.layers[name]().to(device=device, memory_format=layout)
+        layer = test.layers[name]().to(device=device, dtype=dtype, memory_format=layout)
         if mode == "forward":
             return torch.inference_mode()(lambda: layer(x))
         gradient = torch.randn_like(x)

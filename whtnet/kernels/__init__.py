@@ -6,12 +6,14 @@ backend         what it is
 ``reference``   plain PyTorch, on every device and for every dtype (:mod:`~whtnet.kernels.reference`)
 ``cpu``         one fused C++ kernel, compiled on first use by the system's compiler (:mod:`~whtnet.kernels.cpu`);
                 float32, bfloat16 and float64
+``gpu``         the same in Triton, compiled on first use (:mod:`~whtnet.kernels.gpu`); float32, bfloat16 and float16
 ==============  =====================================================================================================
 
 ``auto``, the default, takes the fastest that is there for an input. Choose another with :func:`set_backend` or the
 environment variable ``WHTNET_BACKEND``. Operators are registered with ``torch.library``
-(:mod:`~whtnet.kernels.operators`), an implementation per device; a new backend registers its own there and adds a line
-to ``_DEVICE_BACKENDS``.
+(:mod:`~whtnet.kernels.operators`), an implementation per device; a new backend adds a line to ``DEVICE_BACKENDS``
+there. With ``TRITON_INTERPRET=1`` in the environment the backend ``gpu`` serves the CPU, slowly: a way to test it
+without a GPU.
 """
 
 import os
@@ -19,15 +21,11 @@ import os
 import torch
 from torch import Tensor
 
-from whtnet.kernels import cpu
-from whtnet.kernels.operators import bwht1d, fwht2d
+from whtnet.kernels.operators import DEVICE_BACKENDS, bwht1d, fwht2d
 
 __all__ = ["BACKENDS", "backend_for", "bwht1d", "fwht2d", "get_backend", "set_backend"]
 
-BACKENDS = ("auto", "reference", "cpu")
-
-# device type: its fast backend and the module that implements it
-_DEVICE_BACKENDS = {"cpu": ("cpu", cpu)}
+BACKENDS = ("auto", "reference", "cpu", "gpu")
 
 _choice = "auto"
 
@@ -36,8 +34,9 @@ def set_backend(name: str) -> None:
     """Choose the implementation of the layers, for the whole process.
 
     Args:
-        name: ``"auto"``: the fastest that is there for an input; ``"reference"``: plain PyTorch; ``"cpu"``: as
-            ``"auto"`` on the CPU, but an error where the kernel cannot be built, and the reference on other devices.
+        name: ``"auto"``: the fastest that is there for an input; ``"reference"``: plain PyTorch; ``"cpu"`` or
+            ``"gpu"``: as ``"auto"`` on that device, but an error where the kernel cannot be had, and the reference on
+            other devices.
 
     Raises:
         ValueError: for another name.
@@ -61,16 +60,13 @@ def backend_for(x: Tensor, *parameters: Tensor | None) -> str:
 
     Returns:
         ``"reference"`` or the name of a fast backend.
-
-    Raises:
-        RuntimeError: if a backend was asked for by name and cannot be built.
     """
-    if _choice == "reference" or x.device.type not in _DEVICE_BACKENDS or not _is_plain(x):
+    if _choice == "reference" or x.device.type not in DEVICE_BACKENDS or not _is_plain(x):
         return "reference"
-    name, module = _DEVICE_BACKENDS[x.device.type]
+    name, module = DEVICE_BACKENDS[x.device.type]
     if _choice not in ("auto", name) or not module.supports(x, parameters):
         return "reference"
-    return name if module.available(_choice == name) else "reference"
+    return name if _choice == name or module.available() else "reference"
 
 
 def _is_plain(x: Tensor) -> bool:

@@ -18,21 +18,19 @@ import tempfile
 import time
 from pathlib import Path
 
+from whtnet.kernels.lazy import KernelError
+
 SOURCE = Path(__file__).parent / "csrc" / "spectral.cpp"
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-fno-math-errno", "-fno-trapping-math")
 _TUNE = (("-march=native",), ("-mcpu=native",), ())  # the first that the compiler accepts
 _TIMEOUT = 600  # seconds
 
 
-class BuildError(RuntimeError):
-    """The kernel cannot be compiled or loaded here; the message says why."""
-
-
 def load_library() -> ctypes.CDLL:
     """The compiled kernel, from the cache where it is there.
 
     Raises:
-        BuildError: without a compiler, or if it fails.
+        KernelError: without a compiler, or if it fails.
     """
     compiler = _find_compiler()
     path = cache_folder() / f"spectral-{_key(compiler)}.so"
@@ -59,7 +57,7 @@ def load_library() -> ctypes.CDLL:
         try:
             return ctypes.CDLL(str(built))
         except OSError as error:
-            raise BuildError(f"the compiled kernel cannot be loaded: {error}") from error
+            raise KernelError(f"the compiled kernel cannot be loaded: {error}") from error
 
 
 def cache_folder() -> Path:
@@ -73,12 +71,12 @@ def cache_folder() -> Path:
 
 def _find_compiler() -> str:
     if os.name != "posix":
-        raise BuildError(f"there is no kernel for {sys.platform}")
+        raise KernelError(f"there is no kernel for {sys.platform}")
     wanted = os.environ.get("CXX", "").split()
     for name in (*wanted[:1], "g++", "c++", "clang++"):
         if path := shutil.which(name):
             return path
-    raise BuildError("no C++ compiler was found (g++, c++ or clang++; or name one in CXX)")
+    raise KernelError("no C++ compiler was found (g++, c++ or clang++; or name one in CXX)")
 
 
 def _user_flags() -> list[str]:
@@ -110,11 +108,11 @@ def _compile(compiler: str, target: Path) -> None:
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise BuildError(f"{compiler} failed: {error}") from error
+            raise KernelError(f"{compiler} failed: {error}") from error
         if done.returncode == 0:
             return
         errors.append(done.stderr.strip()[-500:])
-    raise BuildError(f"{compiler} failed: {errors[0]}")
+    raise KernelError(f"{compiler} failed: {errors[0]}")
 
 
 def _remove_abandoned(folder: Path) -> None:

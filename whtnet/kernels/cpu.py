@@ -7,18 +7,15 @@ gradients are the same for any number of threads; the threads are those of PyTor
 import ctypes
 import functools
 import math
-import threading
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from whtnet.kernels.build import BuildError, load_library
-from whtnet.kernels.reference import is_channels_last
-
-MAX_BLOCK = 4096  # points of a transform: channels of a block, or h·w
+from whtnet.kernels.build import load_library
+from whtnet.kernels.lazy import LazyKernel
+from whtnet.kernels.shapes import as_stored, empty_like_input, empty_pixels, takes
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
 _LANES, _POINTS = 0, 1  # layouts, see csrc/spectral.cpp
@@ -29,60 +26,23 @@ _LANES, _POINTS = 0, 1  # layouts, see csrc/spectral.cpp
 
 def supports(x: Tensor, parameters: Iterable[Tensor | None]) -> bool:
     """Whether the kernel takes this input and these parameters (thresholds first)."""
-    if x.dtype not in _DTYPES:
-        return False
-    threshold, *others = parameters or (None,)
-    for p in (threshold, *others):
-        if p is not None and (p.device != x.device or (p.dtype == torch.float64 and x.dtype != torch.float64)):
-            return False
-    return threshold is None or _points(threshold, len(others)) <= MAX_BLOCK
-
-
-def _points(threshold: Tensor, others: int) -> int:
-    # (blocks, B) in 1-D; (h, w), which comes with weights or None, in 2-D
-    return math.prod(threshold.shape) if others else threshold.shape[1]
+    return takes(x, parameters, _DTYPES)
 
 
 @torch.compiler.assume_constant_result
-def available(required: bool = False) -> bool:
-    """Whether the kernel is there, compiling it on the first call; where it is not, says so once.
-
-    Raises:
-        RuntimeError: if it is ``required`` and not there.
-    """
-    kernel, error = _load()
-    if kernel is None and required:
-        raise BuildError(f"backend 'cpu' is not available: {error}")
-    return kernel is not None
+def available() -> bool:
+    """Whether the kernel is there, compiling it on the first call; where it is not, says so once."""
+    return _kernel.available()
 
 
-_lock = threading.Lock()
-_loaded: tuple | None = None
-
-
-def _load() -> tuple:
-    # (function of the library, None) or (None, why not)
-    global _loaded
-    if _loaded is None:
-        with _lock:
-            if _loaded is None:
-                try:
-                    _loaded = _bind(load_library()), None
-                except (BuildError, AttributeError, OSError) as error:
-                    warnings.warn(
-                        f"whtnet runs on plain PyTorch, without its fast CPU kernel: {error}. "
-                        "whtnet.set_backend('reference') silences this.",
-                        stacklevel=2,
-                    )
-                    _loaded = None, error
-    return _loaded
-
-
-def _bind(library: ctypes.CDLL) -> ctypes._CFuncPtr:
-    function = library.whtnet_layer
+def _load() -> ctypes._CFuncPtr:
+    function = load_library().whtnet_layer
     function.argtypes = [ctypes.c_void_p] * 8 + [ctypes.c_int] + [ctypes.c_void_p] * 2
     function.restype = ctypes.c_int
     return function
+
+
+_kernel = LazyKernel("cpu", _load)
 
 
 @functools.cache
@@ -103,7 +63,7 @@ def _openmp() -> tuple[int | None, int | None]:
 
 def fwht2d(x: Tensor, threshold: Tensor, weight: Tensor | None, kind: str, clamp: bool, keep_dc: bool) -> Tensor:
     """``whtnet::fwht2d``; see :func:`whtnet.functional.fwht2d`."""
-    x, layout = _as_stored(x)
+    x, layout = as_stored(x)
     y = empty_like_input(x)
     job = _job_2d(x.dtype, x.shape, layout, tuple(threshold.shape), kind, clamp, keep_dc)
     _run(job, x, None, threshold, weight, y, None, None)
@@ -121,7 +81,7 @@ def fwht2d_backward(
     input_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``whtnet::fwht2d_backward``: gradients of the input (empty unless asked for), thresholds and weights."""
-    x, layout = _as_stored(x)
+    x, layout = as_stored(x)
     gx = empty_like_input(x) if input_gradient else x.new_empty(0)
     gt = torch.zeros_like(threshold, memory_format=torch.contiguous_format)
     gv = gt.new_zeros(gt.shape if weight is not None else 0)
@@ -134,7 +94,7 @@ def bwht1d(
     x: Tensor, threshold: Tensor, out_channels: int, kind: str, clamp: bool, keep_dc: bool, stride: int
 ) -> Tensor:
     """``whtnet::bwht1d``; see :func:`whtnet.functional.bwht1d`."""
-    x, layout = _as_stored(x)
+    x, layout = as_stored(x)
     y = empty_pixels(x, out_channels, stride)
     job = _job_1d(x.dtype, x.shape, layout, threshold.shape[1], out_channels, kind, clamp, keep_dc, stride)
     _run(job, x, None, threshold, None, y, None, None)
@@ -153,7 +113,7 @@ def bwht1d_backward(
     input_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
     """``whtnet::bwht1d_backward``: gradients of the input (empty unless asked for) and of the thresholds."""
-    x, layout = _as_stored(x)
+    x, layout = as_stored(x)
     gx = empty_like_input(x) if input_gradient else x.new_empty(0)
     if stride != 1:
         gx.zero_()
@@ -161,25 +121,6 @@ def bwht1d_backward(
     job = _job_1d(x.dtype, x.shape, layout, threshold.shape[1], out_channels, kind, clamp, keep_dc, stride)
     _run(job, x, _like(grad, layout), threshold, None, gx, gt, None)
     return gx, gt
-
-
-def empty_like_input(x: Tensor) -> Tensor:
-    """A result of the shape of ``x``: channels_last for an input in channels_last, contiguous for any other."""
-    return empty_pixels(x, x.shape[1], 1) if is_channels_last(x) else x.new_empty(x.shape)
-
-
-def empty_pixels(x: Tensor, channels: int, stride: int) -> Tensor:
-    """A result for ``x`` ``(N, C, *spatial)`` with other channels, subsampled; the memory format as above."""
-    spatial = [(s + stride - 1) // stride for s in x.shape[2:]]
-    if is_channels_last(x):
-        return x.new_empty((x.shape[0], *spatial, channels)).permute(0, 3, 1, 2)
-    return x.new_empty((x.shape[0], channels, *spatial))
-
-
-def _as_stored(x: Tensor) -> tuple[Tensor, torch.memory_format]:
-    if is_channels_last(x):
-        return x, torch.channels_last
-    return x.contiguous(), torch.contiguous_format
 
 
 def _like(grad: Tensor, layout: torch.memory_format) -> Tensor:
@@ -198,12 +139,9 @@ def _run(
 ) -> None:
     if x.numel() == 0:
         return
-    kernel, error = _load()
-    if kernel is None:
-        raise BuildError(f"backend 'cpu' is not available: {error}")
     threshold = threshold.contiguous()
     weight = None if weight is None else weight.contiguous()
-    status = kernel(
+    status = _kernel.get()(
         ctypes.addressof(job),
         x.data_ptr(),
         None if grad is None else grad.data_ptr(),

@@ -4,12 +4,14 @@
 input: nothing but the input and the parameters is kept for the backward pass.
 """
 
+import os
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from whtnet.kernels import cpu, reference
+from whtnet.kernels import cpu, gpu, reference
+from whtnet.kernels.shapes import empty_like_input, empty_pixels
 
 _OPTIONS = "str kind, bool clamp, bool keep_dc"
 torch.library.define("whtnet::fwht2d", f"(Tensor x, Tensor threshold, Tensor? weight, {_OPTIONS}) -> Tensor")
@@ -49,12 +51,16 @@ def _parameter_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-# -- the CPU ----------------------------------------------------------------------------------------------------------
+# -- implementations --------------------------------------------------------------------------------------------------
 
-torch.library.impl("whtnet::fwht2d", "cpu", cpu.fwht2d)
-torch.library.impl("whtnet::fwht2d_backward", "cpu", cpu.fwht2d_backward)
-torch.library.impl("whtnet::bwht1d", "cpu", cpu.bwht1d)
-torch.library.impl("whtnet::bwht1d_backward", "cpu", cpu.bwht1d_backward)
+# device type: its fast backend and the module that implements it
+DEVICE_BACKENDS = {"cpu": ("cpu", cpu), "cuda": ("gpu", gpu)}
+if os.environ.get("TRITON_INTERPRET") == "1":  # Triton runs on the CPU then
+    DEVICE_BACKENDS = {"cpu": ("gpu", gpu)}
+
+for _device, (_, _module) in DEVICE_BACKENDS.items():
+    for _name in ("fwht2d", "fwht2d_backward", "bwht1d", "bwht1d_backward"):
+        torch.library.impl(f"whtnet::{_name}", _device, getattr(_module, _name))
 
 
 # -- shapes -----------------------------------------------------------------------------------------------------------
@@ -98,9 +104,6 @@ def _(
     input_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
     return empty_like_input(x) if input_gradient else x.new_empty(0), torch.empty_like(threshold)
-
-
-empty_like_input, empty_pixels = cpu.empty_like_input, cpu.empty_pixels
 
 
 # -- autograd ---------------------------------------------------------------------------------------------------------

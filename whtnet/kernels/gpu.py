@@ -1,0 +1,281 @@
+"""The GPU backend: launching the Triton kernels of ``gpu_kernel.py``, which are compiled on first use.
+
+They read and write NCHW and channels_last as they are, in float32, bfloat16 and float16, all computed in float32. Sums
+of gradients come out the same in every run.
+"""
+
+import functools
+import importlib
+import math
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from whtnet.kernels.lazy import KernelError, LazyKernel
+from whtnet.kernels.shapes import as_stored, empty_like_input, empty_pixels, takes
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+# Numbers of a tile. One warp holds a small one in its registers, where up to 1024 points no number goes through shared
+# memory; the backward pass needs room for x, its gradient and two sums.
+_TILE, _LARGEST_TILE = 1024, 16384
+_NEIGHBOURS = 16  # items of a tile at least where items are neighbours in memory: accesses of 32 bytes and more
+_PROGRAMS = 2048  # of the backward pass: enough to fill a large GPU, few enough that their sums are little traffic
+_STEPS = 64  # tiles that such a program adds up at most
+
+
+# -- availability -----------------------------------------------------------------------------------------------------
+
+
+def supports(x: Tensor, parameters: Iterable[Tensor | None]) -> bool:
+    """Whether the kernels take this input and these parameters (thresholds first)."""
+    return takes(x, parameters, _DTYPES) and math.prod(x.shape[1:]) < 1 << 30  # offsets in an image have 32 bits
+
+
+@torch.compiler.assume_constant_result
+def available() -> bool:
+    """Whether the kernels run here, compiling one on the first call; where they do not, says so once."""
+    return _kernels.available()
+
+
+def _load() -> ModuleType:
+    try:
+        return importlib.import_module("whtnet.kernels.gpu_kernel")
+    except Exception as error:  # Triton's import fails in many ways: not there, no driver, the wrong version
+        raise KernelError(f"Triton cannot be used: {type(error).__name__}: {error}") from error
+
+
+_kernels = LazyKernel("gpu", _load)
+
+
+# -- operators --------------------------------------------------------------------------------------------------------
+
+
+def fwht2d(x: Tensor, threshold: Tensor, weight: Tensor | None, kind: str, clamp: bool, keep_dc: bool) -> Tensor:
+    """``whtnet::fwht2d``; see :func:`whtnet.functional.fwht2d`."""
+    x, layout = as_stored(x)
+    y = empty_like_input(x)
+    _forward(_job_2d(x.shape, layout, tuple(threshold.shape)), x, threshold, weight, y, (kind, clamp, keep_dc))
+    return y
+
+
+def fwht2d_backward(
+    grad: Tensor,
+    x: Tensor,
+    threshold: Tensor,
+    weight: Tensor | None,
+    kind: str,
+    clamp: bool,
+    keep_dc: bool,
+    input_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``whtnet::fwht2d_backward``: gradients of the input (empty unless asked for), thresholds and weights."""
+    x, layout = as_stored(x)
+    gx = empty_like_input(x) if input_gradient else x.new_empty(0)
+    grad = grad.contiguous(memory_format=layout)
+    job = _job_2d(x.shape, layout, tuple(threshold.shape))
+    return gx, *_backward(job, grad, x, threshold, weight, gx, (kind, clamp, keep_dc))
+
+
+def bwht1d(
+    x: Tensor, threshold: Tensor, out_channels: int, kind: str, clamp: bool, keep_dc: bool, stride: int
+) -> Tensor:
+    """``whtnet::bwht1d``; see :func:`whtnet.functional.bwht1d`."""
+    x, layout = as_stored(x)
+    y = empty_pixels(x, out_channels, stride)
+    job = _job_1d(x.shape, layout, threshold.shape[1], out_channels, stride)
+    _forward(job, x, threshold, None, y, (kind, clamp, keep_dc))
+    return y
+
+
+def bwht1d_backward(
+    grad: Tensor,
+    x: Tensor,
+    threshold: Tensor,
+    out_channels: int,
+    kind: str,
+    clamp: bool,
+    keep_dc: bool,
+    stride: int,
+    input_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    """``whtnet::bwht1d_backward``: gradients of the input (empty unless asked for) and of the thresholds."""
+    x, layout = as_stored(x)
+    gx = empty_like_input(x) if input_gradient else x.new_empty(0)
+    if stride != 1:
+        gx.zero_()
+    grad = grad.contiguous(memory_format=layout)
+    job = _job_1d(x.shape, layout, threshold.shape[1], out_channels, stride)
+    return gx, _backward(job, grad, x, threshold, None, gx, (kind, clamp, keep_dc))[0]
+
+
+# -- the job: where everything lies (see `_locate` and `_points` in gpu_kernel.py) ------------------------------------
+
+
+@dataclass(frozen=True)
+class _Side:
+    # How one activation lies in memory, in elements. Items are numbered (outer, inner, item).
+    outer: int  # from one outer number to the next
+    inner_count: int
+    inner: int
+    item: int
+    point: int  # from one point of a row to the next
+    row: int  # from one row of points to the next
+    rows: int  # that exist
+    columns: int
+
+    def arguments(self) -> tuple[int, ...]:
+        return tuple(vars(self).values())
+
+
+@dataclass(frozen=True)
+class _Job:
+    points: int  # P
+    width: int  # padded points of a row
+    groups: int  # (outer, inner) numbers
+    items: int  # of a group
+    blocks_in: int
+    blocks_out: int
+    side_in: _Side
+    side_out: _Side
+
+    @property
+    def tile_items(self) -> int:
+        # Points that are neighbours in memory make whole cache lines by themselves, items only if there are enough.
+        least = _NEIGHBOURS if self.side_in.item < self.side_in.point else 1
+        wanted = max(_TILE // self.points, min(least, _LARGEST_TILE // self.points))
+        return min(wanted, 1 << (self.items - 1).bit_length())
+
+    @property
+    def blocks(self) -> int:
+        return max(self.blocks_in, self.blocks_out)
+
+    @property
+    def narrow(self) -> int:
+        return min(self.blocks_in, self.blocks_out)
+
+    @property
+    def tiles_per_group(self) -> int:
+        return -(-self.items // self.tile_items)
+
+    @property
+    def tiles(self) -> int:
+        return self.groups * self.tiles_per_group
+
+    def arguments(self, kind: str, clamp: bool, keep_dc: bool) -> dict:
+        return {
+            "tiles": self.tiles,
+            "tiles_per_group": self.tiles_per_group,
+            "items": self.items,
+            "side_in": self.side_in.arguments(),
+            "side_out": self.side_out.arguments(),
+            "blocks": self.blocks,
+            "narrow": self.narrow,
+            "scale": self.points**-0.5,
+            "P": self.points,
+            "LOG2_P": self.points.bit_length() - 1,
+            "WIDTH": self.width,
+            "ITEMS": self.tile_items,
+            "SMOOTH": kind == "smooth",
+            "KEEP_DC": keep_dc,
+            "CLAMP": clamp,
+            "EXPAND": self.blocks_in < self.blocks_out,
+            "num_warps": min(16, max(1, self.tile_items * self.points // _TILE)),
+        }
+
+
+@functools.lru_cache(maxsize=512)
+def _job_2d(shape: torch.Size, layout: torch.memory_format, padded: tuple[int, int]) -> _Job:
+    *leading, height, width = shape
+    points = math.prod(padded)
+    if layout == torch.channels_last:
+        groups, items = leading
+        steps = {"outer": height * width * items, "item": 1, "point": items}
+    else:
+        groups, items = 1, math.prod(leading)
+        steps = {"outer": 0, "item": height * width, "point": 1}
+    steps |= {"inner_count": 1, "inner": 0}
+    if (height, width) == padded:  # one long row: what is contiguous is seen to be
+        side, row = _Side(**steps, row=0, rows=1, columns=points), points
+    else:
+        side, row = _Side(**steps, row=width * steps["point"], rows=height, columns=width), padded[1]
+    return _Job(points, row, groups, items, 1, 1, side, side)
+
+
+@functools.lru_cache(maxsize=512)
+def _job_1d(shape: torch.Size, layout: torch.memory_format, block: int, out_channels: int, stride: int) -> _Job:
+    n, channels, *spatial = shape
+    if stride == 1 or len(spatial) < 2:
+        spatial = [1, math.prod(spatial)]
+    height, width = spatial
+    h, w = -(-height // stride), -(-width // stride)
+    by_points = layout == torch.channels_last or height * width == 1
+    one_group = by_points and stride == 1  # of all images, since their pixels lie one after the other
+
+    def side(c: int, height: int, width: int, step: int) -> _Side:
+        pixel, point = (c, 1) if by_points else (1, height * width)
+        groups = (0, 1, 0) if one_group else (height * width * c, h, step * width * pixel)
+        return _Side(*groups, step * pixel, point, row=0, rows=1, columns=c)
+
+    counts = -(-channels // block), -(-out_channels // block)
+    groups, items = (1, n * h * w) if one_group else (n * h, w)
+    return _Job(
+        block, block, groups, items, *counts, side(channels, height, width, stride), side(out_channels, h, w, 1)
+    )
+
+
+# -- launches ---------------------------------------------------------------------------------------------------------
+
+
+def _forward(job: _Job, x: Tensor, threshold: Tensor, weight: Tensor | None, y: Tensor, options: tuple) -> None:
+    if x.numel() == 0:
+        return
+    threshold, weight = threshold.contiguous(), None if weight is None else weight.contiguous()
+    v = threshold if weight is None else weight
+    with _on(x):
+        _kernels.get().forward[(job.tiles * job.narrow,)](
+            x, y, threshold, v, HAS_V=weight is not None, **job.arguments(*options)
+        )
+
+
+def _backward(
+    job: _Job, grad: Tensor, x: Tensor, threshold: Tensor, weight: Tensor | None, gx: Tensor, options: tuple
+) -> tuple[Tensor, Tensor]:
+    gt = torch.zeros_like(threshold, memory_format=torch.contiguous_format)
+    gv = gt.new_zeros(gt.shape if weight is not None else 0)
+    if x.numel() == 0:
+        return gt, gv
+    threshold, weight = threshold.contiguous(), None if weight is None else weight.contiguous()
+    v = threshold if weight is None else weight
+    paired = job.blocks_in == job.blocks_out
+    steps = min(_STEPS, max(1, job.tiles * job.narrow // _PROGRAMS)) if paired else 1
+    parts = -(-job.tiles // steps)
+    sums_t = x.new_empty((parts, job.blocks * job.points), dtype=torch.float32)
+    sums_v = x.new_empty((parts, job.points if weight is not None else 0), dtype=torch.float32)
+    with _on(x):
+        _kernels.get().backward[(parts * job.narrow,)](
+            x,
+            grad,
+            gx,
+            threshold,
+            v,
+            sums_t,
+            sums_v,
+            steps=steps,
+            HAS_V=weight is not None,
+            HAS_GX=gx.numel() > 0,
+            PAIRED=paired,
+            **job.arguments(*options),
+        )
+    gt.copy_(sums_t.sum(0, dtype=torch.float64).view(gt.shape))
+    if weight is not None:
+        gv.copy_(sums_v.sum(0, dtype=torch.float64).view(gv.shape))
+    return torch.where(threshold <= 0, 0.0, gt) if options[1] else gt, gv
+
+
+def _on(x: Tensor) -> nullcontext | torch.cuda.device:
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

@@ -1,0 +1,62 @@
+"""A kernel that is loaded on first use: nothing is compiled, and no compiler imported, before."""
+
+import threading
+import warnings
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class KernelError(RuntimeError):
+    """A fast backend is not to be had here; the message says why."""
+
+
+class LazyKernel(Generic[T]):
+    """What ``load`` returns, loaded once; where it raises KernelError, a warning says so once.
+
+    Args:
+        backend: name of the backend that needs it.
+        load: makes the kernel.
+    """
+
+    def __init__(self, backend: str, load: Callable[[], T]) -> None:
+        self._backend = backend
+        self._load = load
+        self._lock = threading.Lock()
+        self._kernel: T | None = None
+        self._error: KernelError | None = None
+        self._warned = False
+
+    def get(self) -> T:
+        """The kernel.
+
+        Raises:
+            KernelError: if it cannot be loaded.
+        """
+        self._load_once()
+        if self._kernel is None:
+            raise KernelError(f"backend {self._backend!r} is not available: {self._error}") from self._error
+        return self._kernel
+
+    def available(self) -> bool:
+        """Whether the kernel is there; where it is not, the first call warns."""
+        self._load_once()
+        if self._error is not None and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"whtnet runs on plain PyTorch, without its backend {self._backend!r}: {self._error}. "
+                "whtnet.set_backend('reference') silences this.",
+                stacklevel=2,
+            )
+        return self._kernel is not None
+
+    def _load_once(self) -> None:
+        if self._kernel is not None or self._error is not None:
+            return
+        with self._lock:
+            if self._kernel is None and self._error is None:
+                try:
+                    self._kernel = self._load()
+                except KernelError as error:
+                    self._error = error

@@ -1,0 +1,47 @@
+"""What the fast backends share: which inputs they take; results of the right shape and memory format."""
+
+import math
+from collections.abc import Collection, Iterable
+
+import torch
+from torch import Tensor
+
+from whtnet.kernels.reference import is_channels_last
+
+MAX_BLOCK = 4096  # points of a transform: channels of a block, or h·w
+
+
+def takes(x: Tensor, parameters: Iterable[Tensor | None], dtypes: Collection[torch.dtype]) -> bool:
+    """Whether a kernel for ``dtypes`` takes this input and these parameters (thresholds first)."""
+    if x.dtype not in dtypes:
+        return False
+    threshold, *others = parameters or (None,)
+    for p in (threshold, *others):
+        if p is not None and (p.device != x.device or (p.dtype == torch.float64 and x.dtype != torch.float64)):
+            return False
+    return threshold is None or _points(threshold, len(others)) <= MAX_BLOCK
+
+
+def _points(threshold: Tensor, others: int) -> int:
+    # (blocks, B) in 1-D; (h, w), which comes with weights or None, in 2-D
+    return math.prod(threshold.shape) if others else threshold.shape[1]
+
+
+def as_stored(x: Tensor) -> tuple[Tensor, torch.memory_format]:
+    """The input in a memory format that kernels read, without a copy if it is in one, and that format."""
+    if is_channels_last(x):
+        return x, torch.channels_last
+    return x.contiguous(), torch.contiguous_format
+
+
+def empty_like_input(x: Tensor) -> Tensor:
+    """A result of the shape of ``x``: channels_last for an input in channels_last, contiguous for any other."""
+    return empty_pixels(x, x.shape[1], 1) if is_channels_last(x) else x.new_empty(x.shape)
+
+
+def empty_pixels(x: Tensor, channels: int, stride: int) -> Tensor:
+    """A result for ``x`` ``(N, C, *spatial)`` with other channels, subsampled; the memory format as above."""
+    spatial = [(s + stride - 1) // stride for s in x.shape[2:]]
+    if is_channels_last(x):
+        return x.new_empty((x.shape[0], *spatial, channels)).permute(0, 3, 1, 2)
+    return x.new_empty((x.shape[0], channels, *spatial))
