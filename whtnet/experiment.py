@@ -17,6 +17,7 @@ from whtnet.data import ImageDataset, Loaders, load_dataset
 from whtnet.engine import ConfigError, FitResult, TrainConfig, fit
 from whtnet.engine.fit import Progress
 from whtnet.files import exclusive_folder
+from whtnet.memory import keep_freed_memory
 from whtnet.policy import Policy, Report, apply_policy_
 from whtnet.records import environment, write_json
 from whtnet.seeding import seed_everything
@@ -179,6 +180,8 @@ def _prepare(experiment: Experiment) -> _Parts:
     config = TrainConfig.from_dict(experiment.trainer)
     policy = Policy.from_dict(experiment.policy)
     device = resolve_device(experiment.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     dataset: ImageDataset = load_dataset(**experiment.dataset)
     seed_everything(experiment.seed)
     model = build_backbone(**experiment.backbone, num_classes=dataset.num_classes)

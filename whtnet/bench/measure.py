@@ -30,27 +30,25 @@ from whtnet.bench.timing import compare, peak_memory
 from whtnet.errors import UserError
 from whtnet.kernels import backend_for
 from whtnet.layers import BWHT1d, FWHT2d
-
-_KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+from whtnet.memory import keep_freed_memory
 
 
 class BenchError(UserError, RuntimeError):
     """A measurement that failed in its process."""
 
 
-def measure(task: Mapping[str, Any], *, keep_memory: bool = False) -> dict[str, Any]:
+def measure(task: Mapping[str, Any]) -> dict[str, Any]:
     """Run a task in a fresh process.
 
     Args:
-        task: ``do``: the name of a function of this module; the other entries are its arguments.
-        keep_memory: let the C library (glibc) keep all freed memory, by its environment variables.
+        task: ``do``: the name of a function of this module; ``threads`` and ``device``: where it runs; ``keep_memory``:
+            whether freed memory is kept (:func:`whtnet.keep_freed_memory`); the other entries are its arguments.
 
     Raises:
         BenchError: with the end of what the process printed, if it failed.
     """
-    environment = {**os.environ, **(_KEEP_MEMORY if keep_memory else {})}
     command = [sys.executable, "-m", "whtnet.bench", json.dumps(task)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise BenchError(f"measuring {dict(task)} failed: {done.stderr.strip()[-1000:]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -140,6 +138,8 @@ def main() -> None:
     device = torch.device(task.pop("device", "cpu"))
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
+    if task.pop("keep_memory", False):
+        keep_freed_memory()
     torch.manual_seed(0)
     torch.set_num_threads(task.pop("threads", torch.get_num_threads()))
     print(json.dumps(functions[task.pop("do")](**task, device=device)))

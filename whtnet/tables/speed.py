@@ -37,11 +37,11 @@ def measure_speed(spec: TableSpec, device: torch.device, seconds: float, on_step
     total = 4 * len(TESTS) + sum(map(len, names.values())) + len(_BATCHES) + len(networks)
     done = 0
 
-    def run(what: str, keep_memory: bool = False, **task: Any) -> dict[str, Any]:
+    def run(what: str, **task: Any) -> dict[str, Any]:
         nonlocal done
         on_step(done / total, what)
         threads = torch.get_num_threads()
-        result = measure({**task, "device": str(device), "threads": threads}, keep_memory=keep_memory)
+        result = measure({**task, "device": str(device), "threads": threads})
         done += 1
         return result
 
@@ -49,7 +49,15 @@ def measure_speed(spec: TableSpec, device: torch.device, seconds: float, on_step
     for test, kept in itertools.product(TESTS, (False, True)):
         chosen = [name for name in names[test] if not (kept and name.endswith("_compiled"))]  # compiling takes a minute
         layers[test + "_kept" * kept] = {
-            mode: run(f"{test}, {mode}", kept, do="time_layers", test=test, names=chosen, mode=mode, seconds=seconds)
+            mode: run(
+                f"{test}, {mode}",
+                do="time_layers",
+                test=test,
+                names=chosen,
+                mode=mode,
+                seconds=seconds,
+                keep_memory=kept,
+            )
             for mode in ("forward", "training")
         }
     memory = {
@@ -70,7 +78,15 @@ def measure_speed(spec: TableSpec, device: torch.device, seconds: float, on_step
     steps = [(f"inference_{batch}", "inference", batch, seconds) for batch in _BATCHES]
     steps.append(("training", "training", _TRAINING_BATCH, 3 * seconds))
     timed = {
-        key: run(f"networks, {key}", do="time_networks", networks=networks, mode=mode, batch=batch, seconds=time)
+        key: run(
+            f"networks, {key}",
+            do="time_networks",
+            networks=networks,
+            mode=mode,
+            batch=batch,
+            seconds=time,
+            keep_memory=True,  # as training does
+        )
         for key, mode, batch, time in steps
     }
     rows = [
@@ -106,9 +122,8 @@ def speed_tables(spec: TableSpec, measured: Mapping[str, Any], place: str) -> li
             "The same with an allocator that keeps memory",
             _LAYER_COLUMNS[:7],
             [row[:7] for row in _layer_rows(spec, measured, "_kept")],
-            "A result of 42 MB comes from the system in fresh pages each time, which costs more than the layer. With "
-            "`MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1099511627776` in the environment glibc keeps them for all "
-            "contenders.",
+            "A result of 42 MB comes from the system in fresh pages each time, which costs more than the layer. After "
+            "`whtnet.keep_freed_memory()` glibc keeps them, for all contenders.",
             text_columns=("layer", "format"),
         ),
         _network_table(measured["networks"]),
@@ -178,6 +193,7 @@ def _network_table(networks: list[Mapping[str, Any]]) -> Table:
         "Speed of whole networks",
         columns,
         body,
-        "Images of 3×32×32, the MobileNets with a CIFAR stem; precision and memory format as training chooses them. "
+        "Images of 3×32×32, the MobileNets with a CIFAR stem; precision and memory format as training chooses them, "
+        "freed memory kept. "
         '"×" is the time of the network without replacements over this one\'s.',
     )
