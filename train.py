@@ -7,6 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from whtnet.console import ProgressView, console, exit_on_user_error, print_record, print_report
 from whtnet.experiment import RECORD, Experiment, dry_run, run
+from whtnet.searchpath import register_backbones
 from whtnet.tracking import make_sink
 
 
@@ -41,4 +42,5 @@ def main(config: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
+    register_backbones()
     main()

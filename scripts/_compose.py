@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from whtnet.errors import UserError
+from whtnet.searchpath import register_backbones
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -20,6 +21,7 @@ def compose_config(overrides: Sequence[str], config_name: str = "config") -> dic
     Raises:
         UserError: if an override does not fit the config.
     """
+    register_backbones()
     try:
         with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
             return OmegaConf.to_container(compose(config_name, list(overrides)), resolve=True)

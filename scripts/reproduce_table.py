@@ -15,8 +15,10 @@ from whtnet.records import environment, put_record, read_records, write_json
 from whtnet.tables import (
     Table,
     TableSpec,
+    count_coverage,
     count_families,
     count_rows,
+    coverage_tables,
     draw_growth,
     draw_ratios,
     load_spec,
@@ -67,16 +69,26 @@ def _list_tables() -> None:
 
 
 def _reproduce_parameters(spec: TableSpec, _: argparse.Namespace) -> list[Table]:
-    def settings(row: Mapping[str, Any]) -> dict[str, Any]:
-        return compose_config([f"backbone={row['backbone']}", *row.get("overrides", ())], "count_params")["backbone"]
-
     total = len(spec.rows) + len(spec.families) * len(shipped_policies())
     with ProgressView() as view:
         bar, done = view.task(spec.title), itertools.count(1)
-        rows = count_rows(spec, settings, lambda step: bar(next(done) / total, step))
-        families = count_families(spec, settings, lambda step: bar(next(done) / total, step))
+        rows = count_rows(spec, _backbone_settings, lambda step: bar(next(done) / total, step))
+        families = count_families(spec, _backbone_settings, lambda step: bar(next(done) / total, step))
     write_json(RESULTS / f"{spec.name}.json", {"environment": environment("cpu"), "rows": rows, "families": families})
     return parameter_tables(spec, rows, families)
+
+
+def _reproduce_coverage(spec: TableSpec, _: argparse.Namespace) -> list[Table]:
+    total = len(spec.rows) * len(shipped_policies())
+    with ProgressView() as view:
+        bar, done = view.task(spec.title), itertools.count(1)
+        counted = count_coverage(spec, _backbone_settings, lambda step: bar(next(done) / total, step))
+    write_json(RESULTS / f"{spec.name}.json", {"environment": environment("cpu"), "pairs": counted})
+    return coverage_tables(spec, counted)
+
+
+def _backbone_settings(row: Mapping[str, Any]) -> dict[str, Any]:
+    return compose_config([f"backbone={row['backbone']}", *row.get("overrides", ())], "count_params")["backbone"]
 
 
 def _reproduce_training(spec: TableSpec, arguments: argparse.Namespace) -> list[Table]:
@@ -116,7 +128,12 @@ def _reproduce_speed(spec: TableSpec, arguments: argparse.Namespace) -> list[Tab
     return speed_tables(spec, measured, place(here))
 
 
-_REPRODUCE = {"parameters": _reproduce_parameters, "training": _reproduce_training, "speed": _reproduce_speed}
+_REPRODUCE = {
+    "parameters": _reproduce_parameters,
+    "coverage": _reproduce_coverage,
+    "training": _reproduce_training,
+    "speed": _reproduce_speed,
+}
 
 
 def _publish(spec: TableSpec, tables: list[Table]) -> None:

@@ -58,6 +58,9 @@ def test_counts_agree_with_torchvision():
     [
         ({"name": "resnet21"}, "resnet20, resnet32"),
         ({"name": "mobilenet_v2", "source": "keras"}, "torchvision, timm"),
+        ({"name": "keras/resnet50"}, "torchvision, timm"),
+        ({"name": "timm/resnet5o"}, "did you mean.*resnet50"),
+        ({"name": "torchvision/fcn_resnet50"}, "no classifier"),
         ({"name": "resnet18", "stem": "cifr"}, "imagenet, cifar"),
         ({"name": "resnet20", "pretrained": True}, "no pretrained weights"),
     ],
@@ -73,20 +76,57 @@ def test_errors_list_the_choices(arguments, words):
 
 def test_pretrained_goes_through_the_library(monkeypatch):
     asked = []
-    original = torchvision.models.get_model
 
-    def get_model(name, weights=None, **options):
-        asked.append((name, weights))
-        return original(name, weights=None, **options)  # no network in tests
+    class Weights:
+        class DEFAULT:
+            @staticmethod
+            def get_state_dict(**options):
+                asked.append(options)
+                return torchvision.models.get_model("mobilenet_v2").state_dict()  # no network in tests
 
-    monkeypatch.setattr(torchvision.models, "get_model", get_model)
+    monkeypatch.setattr(torchvision.models, "get_model_weights", lambda name: Weights)
     model = build_backbone("mobilenet_v2", pretrained=True, num_classes=10)
-    assert asked == [("mobilenet_v2", "DEFAULT")]
+    assert asked == [{"progress": True, "check_hash": True}]
     assert model.classifier[1].out_features == 10
 
     def fail(*arguments, **options):
         raise OSError("no route to host")
 
-    monkeypatch.setattr(torchvision.models, "get_model", fail)
+    monkeypatch.setattr(torchvision.models, "get_model_weights", fail)
     with pytest.raises(BackboneError, match=r"no route.*TORCH_HOME.*pretrained=false"):
         build_backbone("mobilenet_v2", pretrained=True)
+
+
+@pytest.mark.parametrize("name", ["timm/regnetx_002", "torchvision/squeezenet1_1", "torchvision/vgg11_bn"])
+def test_any_classifier_of_the_libraries(name):
+    with torch.device("meta"):
+        model = build_backbone(name, num_classes=7)
+        assert model(torch.empty(2, 3, 64, 64)).shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "torchvision/vgg11_bn",
+        "torchvision/densenet121",
+        "timm/efficientnet_lite0",
+        "timm/resnet26d",
+        "timm/regnetx_002",  # its second halving is in a residual block, and in the block's shortcut
+        "torchvision/mobilenet_v2",
+    ],
+)
+def test_stems_for_small_images(name):
+    sides = []
+    for stem in ("imagenet", "cifar"):
+        with torch.device("meta"):
+            model = build_backbone(name, stem=stem)
+        last = [m for m in model.modules() if isinstance(m, nn.Conv2d)][-1]
+        last.register_forward_hook(lambda m, args, out: sides.append(out.shape[-1]))
+        model(torch.empty(2, 3, 64, 64, device="meta"))
+    assert sides[1] == 4 * sides[0]
+
+
+@pytest.mark.parametrize("name", ["timm/convnext_atto", "timm/vit_tiny_patch16_224"])
+def test_a_model_without_such_a_stem_says_so(name):
+    with torch.device("meta"), pytest.raises(BackboneError, match="stem=imagenet"):
+        build_backbone(name, stem="cifar")

@@ -64,9 +64,14 @@ class Experiment:
         return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:8]
 
     @property
+    def backbone_name(self) -> str:
+        """Name of the backbone without the slash that separates it from its library's."""
+        return str(self.backbone["name"]).replace("/", "-")
+
+    @property
     def name(self) -> str:
         """Name of the run, the same whenever the settings are the same."""
-        return f"{self.backbone['name']}-{self.policy['name']}-seed{self.seed}-{self.fingerprint}"
+        return f"{self.backbone_name}-{self.policy['name']}-seed{self.seed}-{self.fingerprint}"
 
     def folder(self, root: Path) -> Path:
         """The run's own folder under ``root``."""
@@ -111,7 +116,7 @@ def run(
             return json.loads(record_file.read_text(encoding="utf-8"))
         parts = _prepare(experiment)
         on_report(parts.report)
-        default_group = f"{experiment.dataset['name']}-{experiment.backbone['name']}"
+        default_group = f"{experiment.dataset['name']}-{experiment.backbone_name}"
         info = RunInfo(
             name=experiment.name,
             group=group or default_group,

@@ -62,14 +62,16 @@ class BWHT1d(SpectralLayer):
             may turn negative.
         keep_dc: pass coefficient 0 of each block through unthresholded, as FWHT-2021's code does (its threshold then
             exists, and is counted, but is unused). Default False: all coefficients are thresholded, as in the formula.
+        channel_dim: 1, or −1 for an input ``(N, *spatial, C_in)``, as ConvNeXt's pointwise linear layers take it; the
+            result then has its channels last as well.
         interleave: permute the output channels so that neighbours come from different blocks (as ShuffleNet does).
             Default False; beyond the paper: without it, channels in different blocks never mix inside a layer.
         device: device of the parameters.
         dtype: dtype of the parameters.
 
     Raises:
-        ValueError: for sizes below 1, a block size that is no power of two, an unknown threshold; in ``forward``, for
-            an input with another number of channels.
+        ValueError: for sizes below 1, a block size that is no power of two, an unknown threshold, another dimension;
+            in ``forward``, for an input with another number of channels.
 
     Source: BWHT (ACM TECS 2022); one block: FWHT-2021 (arXiv 2104.07085).
     """
@@ -85,6 +87,7 @@ class BWHT1d(SpectralLayer):
         clamp: bool = False,
         keep_dc: bool = False,
         interleave: bool = False,
+        channel_dim: int = 1,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -94,10 +97,13 @@ class BWHT1d(SpectralLayer):
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if block_size is not None and not is_power_of_two(block_size):
             raise ValueError(f"block_size must be a power of two, or None for one block; got {block_size}")
+        if channel_dim not in (1, -1):
+            raise ValueError(f"channel_dim must be 1 or -1, got {channel_dim}")
         wide = max(in_channels, out_channels)
         self.in_channels, self.out_channels, self.stride = in_channels, out_channels, stride
         self.block_size = block_size or next_power_of_two(wide)
         self.interleave = interleave
+        self.channel_dim = channel_dim
         blocks = -(-wide // self.block_size)
         self.threshold = nn.Parameter(torch.empty(blocks, self.block_size, device=device, dtype=dtype))
         self.reset_parameters()
@@ -108,11 +114,15 @@ class BWHT1d(SpectralLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C_in, *spatial)`` → ``(N, C_out, *ceil(spatial / stride))``."""
-        if x.dim() < 2 or x.shape[1] != self.in_channels:
-            raise ValueError(
-                f"BWHT1d takes (N, {self.in_channels}, *spatial) with in_channels={self.in_channels}, "
-                f"got a tensor of shape {tuple(x.shape)}"
+        if x.dim() < 2 or x.shape[self.channel_dim] != self.in_channels:
+            expected = (
+                f"N, {self.in_channels}, *spatial" if self.channel_dim == 1 else f"N, *spatial, {self.in_channels}"
             )
+            raise ValueError(
+                f"BWHT1d takes ({expected}) with in_channels={self.in_channels}, got a tensor of shape {tuple(x.shape)}"
+            )
+        if self.channel_dim == -1:
+            x = x.movedim(-1, 1)  # a map in channels_last, where it is one: no copy
         y = functional.bwht1d(
             x,
             self.threshold,
@@ -122,11 +132,14 @@ class BWHT1d(SpectralLayer):
             keep_dc=self.keep_dc,
             stride=self.stride,
         )
-        return functional.channel_interleave(y, self.block_size) if self.interleave else y
+        if self.interleave:
+            y = functional.channel_interleave(y, self.block_size)
+        return y.movedim(1, -1) if self.channel_dim == -1 else y
 
     def wht_additions(self, input_shape: tuple[int, ...]) -> int:
         """Additions of the block transforms of every pixel's channels, and of the sums of a projection."""
-        pixels = input_shape[0] * math.prod(-(-s // self.stride) for s in input_shape[2:])
+        spatial = input_shape[2:] if self.channel_dim == 1 else input_shape[1:-1]
+        pixels = input_shape[0] * math.prod(-(-s // self.stride) for s in spatial)
         blocks = [-(-c // self.block_size) for c in (self.in_channels, self.out_channels)]
         sums = max(0, blocks[0] - blocks[1]) * self.block_size
         return pixels * (sum(blocks) * _additions(self.block_size) + sums)
@@ -138,6 +151,8 @@ class BWHT1d(SpectralLayer):
             parts.append(f"stride={self.stride}")
         if self.interleave:
             parts.append("interleave=True")
+        if self.channel_dim != 1:
+            parts.append(f"channel_dim={self.channel_dim}")
         return ", ".join([*parts, super().extra_repr()])
 
 

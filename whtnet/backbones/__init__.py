@@ -1,6 +1,15 @@
 """Backbones by name."""
 
 from whtnet.backbones.cifar_resnet import CifarResNet
-from whtnet.backbones.registry import CIFAR_RESNETS, LIBRARY_MODELS, BackboneError, build_backbone
+from whtnet.backbones.registry import CIFAR_RESNETS, LIBRARY_MODELS, SOURCES, BackboneError, build_backbone
+from whtnet.backbones.timm_models import MODELS as TIMM_MODELS
 
-__all__ = ["CIFAR_RESNETS", "LIBRARY_MODELS", "BackboneError", "CifarResNet", "build_backbone"]
+__all__ = [
+    "CIFAR_RESNETS",
+    "LIBRARY_MODELS",
+    "SOURCES",
+    "TIMM_MODELS",
+    "BackboneError",
+    "CifarResNet",
+    "build_backbone",
+]

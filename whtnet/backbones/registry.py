@@ -1,18 +1,24 @@
-"""Build a backbone by name: the CIFAR ResNets from here, the others from torchvision or timm."""
+"""Build a backbone by name: the CIFAR ResNets from here, any other from torchvision or timm."""
+
+import difflib
 
 import timm
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 from whtnet.backbones.cifar_resnet import CifarResNet
+from whtnet.cost import meta_probe
 from whtnet.errors import UserError
 
 SOURCES = ("torchvision", "timm")
 STEMS = ("imagenet", "cifar")
 
+_POOLINGS = (nn.MaxPool2d, nn.AvgPool2d)
+_PROBE_SIDE = 128  # pixels
+
 CIFAR_RESNETS = {f"resnet{depth}": depth for depth in (20, 32, 44, 56, 110)}
 
-# Name here and in torchvision → name in timm.
+# The paper's backbones by a name of their own: here and in torchvision → in timm.
 LIBRARY_MODELS = {
     "mobilenet_v2": "mobilenetv2_100",
     "mobilenet_v3_large": "mobilenetv3_large_100",
@@ -38,14 +44,14 @@ def build_backbone(
     """Build a classifier.
 
     Args:
-        name: ``resnet20/32/44/56/110`` (for 32×32 images), ``mobilenet_v2``, ``mobilenet_v3_large`` or
-            ``resnet18/34/50``.
+        name: ``resnet20/32/44/56/110`` (for 32×32 images); ``mobilenet_v2``, ``mobilenet_v3_large`` or
+            ``resnet18/34/50``; ``torchvision/NAME`` or ``timm/NAME`` for any classifier of theirs.
         num_classes: outputs.
         form: of a CIFAR ResNet: ``keras`` or ``no_bias``, see :class:`CifarResNet`.
-        source: of the other models: ``torchvision`` or ``timm``.
-        stem: of the other models: ``imagenet``, as published, or ``cifar`` for 32×32 images: the first two halvings of
-            the map go, so that 32×32 images end as 4×4 maps. ResNets get a 3×3 stem without max pooling, MobileNets
-            run their first two strided convolutions at stride 1.
+        source: of the models with a name of their own: ``torchvision`` or ``timm``.
+        stem: of the library's models: ``imagenet``, as published, or ``cifar`` for 32×32 images: the first two halvings
+            of the map go, so that 32×32 images end as 4×4 maps. ResNets get a 3×3 stem without max pooling; others run
+            without the strides and poolings that halve the map the first two times.
         pretrained: start from the library's ImageNet weights. What does not fit (the classifier, a ResNet's ``cifar``
             stem) starts fresh.
 
@@ -59,48 +65,99 @@ def build_backbone(
         if pretrained:
             raise BackboneError(f"{name} has no pretrained weights: nobody publishes them with torchvision or timm")
         return CifarResNet(CIFAR_RESNETS[name], num_classes, form)
-    if name not in LIBRARY_MODELS:
-        raise BackboneError(f"unknown backbone {name!r}; choose one of {', '.join([*CIFAR_RESNETS, *LIBRARY_MODELS])}")
-    for key, value, allowed in (("source", source, SOURCES), ("stem", stem, STEMS)):
+    library, _, model_name = name.partition("/")
+    if not model_name:
+        if name not in LIBRARY_MODELS:
+            raise BackboneError(
+                f"unknown backbone {name!r}; choose one of {', '.join([*CIFAR_RESNETS, *LIBRARY_MODELS])}, or "
+                "torchvision/NAME or timm/NAME"
+            )
+        library, model_name = source, LIBRARY_MODELS[name] if source == "timm" else name
+    for key, value, allowed in (("source", library, SOURCES), ("stem", stem, STEMS)):
         if value not in allowed:
             raise BackboneError(f"unknown {key} {value!r} for {name}; choose one of {', '.join(allowed)}")
-    model = _from_library(name, source, num_classes, pretrained)
+    model = _from_library(model_name, library, num_classes, pretrained)
     if stem == "cifar":
-        _use_cifar_stem_(model)
+        _use_cifar_stem_(model, name)
     return model
 
 
-def _from_library(name: str, source: str, num_classes: int, pretrained: bool) -> nn.Module:
+def _from_library(name: str, library: str, num_classes: int, pretrained: bool) -> nn.Module:
+    known = timm.list_models() if library == "timm" else torchvision.models.list_models(module=torchvision.models)
+    if name.partition(".")[0] not in known:  # timm's names may end in the weights' tag
+        near = ", ".join(difflib.get_close_matches(name, known)) or f"{known[0]}, {known[1]}, …"
+        raise BackboneError(f"{library} has no classifier {name!r}; did you mean {near}?")
+    build = _from_timm if library == "timm" else _from_torchvision
     try:
-        if source == "timm":
-            return timm.create_model(LIBRARY_MODELS[name], pretrained=pretrained, num_classes=num_classes)
-        if not pretrained:
-            return torchvision.models.get_model(name, weights=None, num_classes=num_classes)
-        model = torchvision.models.get_model(name, weights="DEFAULT")
+        return build(name, num_classes, pretrained)
     except Exception as error:  # the libraries raise whatever their download layer does
         if not pretrained:
             raise
         raise BackboneError(
-            f"could not load the pretrained weights of {name} from {source}: {error}. They need a network the first "
+            f"could not load the pretrained weights of {name} from {library}: {error}. They need a network the first "
             "time, or a filled cache (TORCH_HOME for torchvision, HF_HOME for timm); pretrained=false starts fresh"
         ) from error
-    _replace_classifier_(model, num_classes)
+
+
+def _from_timm(name: str, num_classes: int, pretrained: bool) -> nn.Module:
+    return timm.create_model(name, pretrained=pretrained, num_classes=num_classes)
+
+
+def _from_torchvision(name: str, num_classes: int, pretrained: bool) -> nn.Module:
+    auxiliary = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    model = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **auxiliary)
+    if pretrained:
+        weights = torchvision.models.get_model_weights(name).DEFAULT.get_state_dict(progress=True, check_hash=True)
+        own = model.state_dict()
+        model.load_state_dict({k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}, strict=False)
     return model
 
 
-def _replace_classifier_(model: nn.Module, num_classes: int) -> None:
-    name, last = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)][-1]
-    if last.out_features != num_classes:
-        model.set_submodule(name, nn.Linear(last.in_features, num_classes), strict=True)
-
-
-def _use_cifar_stem_(model: nn.Module) -> None:
-    if isinstance(getattr(model, "maxpool", None), nn.MaxPool2d):
-        old = model.conv1
+def _use_cifar_stem_(model: nn.Module, name: str) -> None:
+    old = getattr(model, "conv1", None)
+    if isinstance(old, nn.Conv2d) and isinstance(getattr(model, "maxpool", None), nn.MaxPool2d):
         model.conv1 = nn.Conv2d(old.in_channels, old.out_channels, 3, 1, 1, bias=old.bias is not None)
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
         model.maxpool = nn.Identity()
         return
-    strided = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.stride == (2, 2)]
-    for conv in strided[:2]:
-        conv.stride = (1, 1)
+    probe, images = meta_probe(model, (3, _PROBE_SIDE, _PROBE_SIDE))
+    halvings = _halvings(probe, images) if _runs(probe, images) else {}
+    if set(halvings.values()) == {_PROBE_SIDE, _PROBE_SIDE // 2}:
+        for changed in (probe, model):
+            for module_name in halvings:
+                _remove_stride_(changed.get_submodule(module_name))
+        if _runs(probe, images):
+            return
+    raise BackboneError(f"no stem=cifar for {name}: it does not begin with two halvings of the map; use stem=imagenet")
+
+
+def _halvings(probe: nn.Module, images: Tensor) -> dict[str, int]:
+    """The names of the modules that halve a map of the images' size, or of half of it, and which of these sizes."""
+    found: dict[str, int] = {}
+
+    def note(name: str, x: Tensor) -> None:
+        if x.shape[-1] in (_PROBE_SIDE, _PROBE_SIDE // 2):
+            found[name] = x.shape[-1]
+
+    for name, module in probe.named_modules():
+        odd = isinstance(module, nn.Conv2d) and all(
+            size % 2 for size in module.kernel_size
+        )  # else half a pixel is lost
+        if (odd or isinstance(module, _POOLINGS)) and module.stride in (2, (2, 2)):
+            module.register_forward_pre_hook(lambda _, args, name=name: note(name, args[0]))
+    probe(images)
+    return found
+
+
+def _remove_stride_(module: nn.Module) -> None:
+    module.stride = (1, 1)
+    if isinstance(module, _POOLINGS):
+        module.kernel_size, module.padding = 1, 0
+
+
+def _runs(probe: nn.Module, images: Tensor) -> bool:
+    try:
+        probe(images)
+    except (RuntimeError, AssertionError, ValueError):  # what a model says to images that don't suit it
+        return False
+    return True

@@ -85,8 +85,9 @@ def apply_policy_(
         policy = load_policy(policy)
     rules = policy.rules_for(model)
     _check_policy_options(policy, rules)
+    found = find_sites(model, input_size)
     before = measure_cost(model, input_size)
-    chosen = _choose(find_sites(model, input_size), policy, rules, type(model).__name__) if rules else []
+    chosen = _choose(found, policy, rules, type(model).__name__)
     layers = [_build(model, site, rule, policy) for site, rule in chosen]
     replacements = []
     for (site, rule), layer in zip(chosen, layers, strict=True):
@@ -125,9 +126,13 @@ def _satisfies(site: Site, rule: Rule, found: SiteMap, origin: str) -> bool:
         "blocks": lambda spec: site.block in select_blocks(spec, found.blocks, origin),
         "stages": lambda spec: site.stage in {n if n > 0 else found.stages + 1 + n for n in spec},
         "nth": lambda n: n in site.nth,
-        "stride": lambda stride: getattr(site.module, "stride", None) == (stride, stride),
+        "stride": lambda stride: _stride(site.module) == (stride, stride),
     }
     return all(checks[key](value) for key, value in where.items())
+
+
+def _stride(module: nn.Module) -> tuple[int, int] | None:
+    return (1, 1) if isinstance(module, nn.Linear) else getattr(module, "stride", None)
 
 
 def _why_nothing(rule: Rule, same_kind: list[Site], found: SiteMap) -> str:
@@ -148,6 +153,8 @@ def _names(sites: list[Site]) -> str:
 
 def _build_bwht1d(site: Site, options: dict[str, Any]) -> nn.Module:
     conv = site.module
+    if isinstance(conv, nn.Linear):
+        return BWHT1d(conv.in_features, conv.out_features, channel_dim=-1, **options)
     _require(conv.groups == 1, site, f"groups={conv.groups}; only a dense 1×1 convolution qualifies")
     _require(conv.stride[0] == conv.stride[1], site, f"stride={conv.stride}; it must be the same in both dimensions")
     _require(
@@ -203,7 +210,12 @@ class _Builder:
 def _options_of(*classes: type[nn.Module]) -> frozenset[str]:
     # Keyword-only arguments are a layer's options; what comes from the site is positional or excluded here.
     parameters = (p for cls in classes for p in inspect.signature(cls).parameters.values())
-    return frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY) - {"stride", "device", "dtype"}
+    return frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY) - {
+        "stride",
+        "channel_dim",
+        "device",
+        "dtype",
+    }
 
 
 BUILDERS = {

@@ -34,7 +34,8 @@ class Site:
     Attributes:
         name: fully qualified name of the module there. For ``before_gap``: of the pooling module, or of the sequence
             whose output is pooled.
-        kind: ``conv1x1``, ``conv3x3``, ``depthwise3x3``, ``squeeze_excite`` or ``before_gap``.
+        kind: ``conv1x1``, ``conv3x3``, ``depthwise3x3``, ``squeeze_excite`` or ``before_gap``. A linear layer over the
+            channels of a map (N, H, W, C) is a 1×1 convolution too.
         module: the module of the model itself.
         aliases: all names under which the model holds the module.
         input_shape: (C, H, W) going in.
@@ -90,7 +91,7 @@ def find_sites(model: nn.Module, input_size: tuple[int, int, int]) -> SiteMap:
 
     found: list[tuple[str, str]] = []
     for name in trace.order:
-        kind = _kind(modules[name])
+        kind = _kind(modules[name], trace.shapes[name])
         opaque = any(isinstance(modules[p], SpectralLayer | PreGAPFWHT2d) for p in _ancestors(name))
         in_squeeze_excite = any(_is_squeeze_excite(modules[p]) for p in _ancestors(name))
         if kind and not opaque and not in_squeeze_excite:
@@ -112,6 +113,8 @@ def find_sites(model: nn.Module, input_size: tuple[int, int, int]) -> SiteMap:
         part = "blocks" if block else "stem" if position < first else "head" if position > last else "between"
         shapes = trace.shapes[name]
         into, out = shapes[-1]
+        if isinstance(modules[name], nn.Linear):
+            into, out = (into[-1], *into[:-1]), (out[-1], *out[:-1])
         append = name == trace.producer
         if kind == "before_gap":
             part = "head"
@@ -189,9 +192,11 @@ def _trace(model: nn.Module, input_size: tuple[int, int, int]) -> _Trace:
     return trace
 
 
-def _kind(module: nn.Module) -> str | None:
+def _kind(module: nn.Module, shapes: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> str | None:
     if _is_squeeze_excite(module):
         return "squeeze_excite"
+    if isinstance(module, nn.Linear) and shapes and len(shapes[-1][0]) == 3:
+        return "conv1x1"
     if not isinstance(module, nn.Conv2d):
         return None
     if module.kernel_size == (1, 1):

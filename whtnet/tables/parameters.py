@@ -1,6 +1,8 @@
 """The parameter table: counted on built models, beside the published numbers."""
 
-from collections.abc import Callable, Mapping
+import copy
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from whtnet.backbones import build_backbone
@@ -9,6 +11,8 @@ from whtnet.tables.render import Table
 from whtnet.tables.spec import TableSpec
 
 Step = Callable[[str], None]
+
+_COVERAGE_SIZE = (3, 224, 224)
 
 
 def count_rows(
@@ -45,17 +49,64 @@ def count_families(
     """
     counted = []
     for family in spec.families:
-        for policy in shipped_policies():
-            model = build_backbone(**backbone_settings(family), num_classes=10)
-            entry = {**family, "policy": policy}
-            try:
-                report = apply_policy_(model, load_policy(policy), tuple(family["input_size"]))
-                entry |= {"cost": report.to_dict()["after"], "sites": len(report.replacements)}
-            except PolicyError as error:
-                entry["error"] = str(error)
-            counted.append(entry)
-            on_step(f"{family['backbone']} {policy}")
+        for entry in _count_policies(backbone_settings(family), tuple(family["input_size"])):
+            counted.append({**family, **entry})
+            on_step(f"{family['backbone']} {entry['policy']}")
     return counted
+
+
+def count_coverage(
+    spec: TableSpec, backbone_settings: Callable[[Mapping[str, Any]], dict[str, Any]], on_step: Step
+) -> list:
+    """Count every shipped policy on the backbone of every row, which is its ``id``; as :func:`count_families`."""
+    counted = []
+    for row in spec.rows:
+        family = {"backbone": row["id"], "input_size": list(_COVERAGE_SIZE)}
+        for entry in _count_policies(backbone_settings(family), _COVERAGE_SIZE):
+            counted.append({**family, **entry})
+            on_step(f"{row['id']} {entry['policy']}")
+    return counted
+
+
+def _count_policies(backbone: dict[str, Any], input_size: tuple[int, int, int]) -> Iterator[dict[str, Any]]:
+    original = build_backbone(**backbone, num_classes=10).to("meta")  # nothing is computed
+    for policy in shipped_policies():
+        model = copy.deepcopy(original)
+        try:
+            report = apply_policy_(model, load_policy(policy), input_size)
+        except PolicyError as error:
+            yield {"policy": policy, "error": str(error)}
+        else:
+            yield {"policy": policy, "cost": report.to_dict()["after"], "sites": len(report.replacements)}
+
+
+def coverage_tables(spec: TableSpec, counted: list[dict[str, Any]]) -> list[Table]:
+    """The change of the parameters by policy and backbone, and the reasons of the policies that refuse."""
+    pairs = {(entry["policy"], entry["backbone"]): entry for entry in counted}
+    backbones = list(dict.fromkeys(entry["backbone"] for entry in counted))
+    policies = list(dict.fromkeys(entry["policy"] for entry in counted))
+    body = []
+    for policy in policies:
+        cells = []
+        for backbone in backbones:
+            base = pairs["none", backbone]["cost"]["parameters"]
+            entry = pairs[policy, backbone]
+            cells.append(f"{entry['cost']['parameters'] / base - 1:+.1%}" if "cost" in entry else "–")
+        body.append([f"`{policy}`", *cells])
+    refusals: dict[tuple[str, str], list[str]] = {}
+    for backbone, policy in itertools.product(backbones, policies):
+        if error := pairs[policy, backbone].get("error"):
+            reason = error.split(" matches nothing in ")[-1].split(": ", 1)[-1] if "matches" in error else error
+            reason = reason.replace(f"policy '{policy}'", "the policy")
+            refusals.setdefault((backbone, reason), []).append(f"`{policy}`")
+    reasons = Table(
+        "Why a policy refuses",
+        ["backbone", "policies", "reason"],
+        [[backbone, ", ".join(names), reason] for (backbone, reason), names in refusals.items()],
+        text_columns=("policies", "reason"),
+    )
+    columns = ["policy", *(name.split("/")[-1] for name in backbones)]
+    return [Table(spec.title, columns, body, spec.intro), reasons]
 
 
 def parameter_tables(spec: TableSpec, rows: list[dict[str, Any]], families: list[dict[str, Any]]) -> list[Table]:

@@ -9,7 +9,7 @@ import yaml
 
 from whtnet.errors import UserError
 
-KINDS = ("parameters", "training", "speed")
+KINDS = ("parameters", "coverage", "training", "speed")
 
 
 class TableError(UserError, ValueError):
@@ -23,7 +23,8 @@ class TableSpec:
     Attributes:
         name: of the file, and of the results.
         title: heading.
-        kind: ``parameters`` (counted), ``training`` (trained) or ``speed`` (timed).
+        kind: ``parameters`` (counted), ``coverage`` (counted for every policy on every row's backbone), ``training``
+            (trained) or ``speed`` (timed).
         intro: a sentence or two above the table.
         rows: each with an ``id``, and what its kind needs.
         overrides: Hydra overrides that all rows of a training table share.

@@ -1,0 +1,52 @@
+"""The paper's networks as timm models: ``timm.create_model("whtnet_resnet20_paper", num_classes=10)``.
+
+``import whtnet.backbones`` registers them. A network is bound to the size of its images, ``img_size``.
+"""
+
+from typing import Any
+
+from timm.models import register_model
+from torch import nn
+
+from whtnet.backbones.registry import build_backbone
+from whtnet.policy import apply_policy_
+
+# Name in timm → backbone, policy, side of an image.
+MODELS = {
+    "whtnet_resnet20_paper": ("resnet20", "paper", 32),
+    "whtnet_mobilenet_v2_paper": ("mobilenet_v2", "paper", 224),
+    "whtnet_mobilenet_v2_947k": ("mobilenet_v2", "fwht2021_947k", 224),
+    "whtnet_mobilenet_v2_540k": ("mobilenet_v2", "fwht2021_540k", 224),
+    "whtnet_mobilenet_v3_large_paper": ("mobilenet_v3_large", "paper", 224),
+    "whtnet_resnet18_paper": ("resnet18", "paper", 224),
+    "whtnet_resnet34_paper": ("resnet34", "paper", 224),
+    "whtnet_resnet50_paper": ("resnet50", "paper", 224),
+}
+
+
+def _register(name: str) -> None:
+    backbone, policy, side = MODELS[name]
+
+    def build(
+        pretrained: bool = False,
+        num_classes: int = 1000,
+        img_size: int = side,
+        pretrained_cfg: Any = None,  # what timm hands to every model
+        pretrained_cfg_overlay: Any = None,
+        cache_dir: Any = None,
+    ) -> nn.Module:
+        if pretrained:
+            raise ValueError(f"{name} has no pretrained weights; pretrained=False starts fresh")
+        model = build_backbone(backbone, num_classes=num_classes)
+        apply_policy_(model, policy, (3, img_size, img_size))
+        model.num_classes = num_classes
+        return model
+
+    build.__name__ = build.__qualname__ = name
+    build.__doc__ = f"{backbone} with policy {policy}, for images of {side}×{side} unless ``img_size`` says otherwise."
+    build.__module__ = __name__
+    globals()[name] = register_model(build)
+
+
+for _name in MODELS:
+    _register(_name)

@@ -1,0 +1,54 @@
+"""What Hydra is taught: every model of torchvision and timm is a choice of the group ``backbone``.
+
+``backbone=timm/regnetx_002`` and ``backbone=torchvision/vgg11_bn`` need no file; the command lines call
+:func:`register_backbones` before they compose.
+"""
+
+import re
+
+from hydra.core.object_type import ObjectType
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
+from omegaconf import OmegaConf
+
+from whtnet.backbones import SOURCES
+
+_PATH = re.compile(rf"backbone/((?:{'|'.join(SOURCES)})/[^/]+?)(?:\.yaml)?")
+
+
+class BackboneSource(ConfigSource):
+    """Configs that are made of their own name; ``hydra.searchpath: [whtnet://backbones]`` asks here last."""
+
+    @staticmethod
+    def scheme() -> str:
+        """The scheme of the search path's entry."""
+        return "whtnet"
+
+    def available(self) -> bool:
+        """Always."""
+        return True
+
+    def is_group(self, config_path: str) -> bool:
+        """Whether there are configs below."""
+        return config_path in ("", "backbone", *(f"backbone/{source}" for source in SOURCES))
+
+    def is_config(self, config_path: str) -> bool:
+        """Whether this is the path of a backbone; the model need not exist."""
+        return _PATH.fullmatch(config_path) is not None
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        """Nothing: there are more than a thousand models."""
+        return []
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """The settings of the backbone that the path names."""
+        match = _PATH.fullmatch(config_path)
+        if match is None:
+            raise ConfigLoadError(f"no config {config_path}")
+        settings = {"name": match[1], "stem": "imagenet", "pretrained": False}
+        return ConfigResult(self.provider, self.path, OmegaConf.create(settings), header={"package": None})
+
+
+def register_backbones() -> None:
+    """Let Hydra find the backbones; may be called more than once."""
+    Plugins.instance().register(BackboneSource)
