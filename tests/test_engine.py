@@ -19,6 +19,7 @@ from whtnet.engine import (
     parameter_groups,
     save_checkpoint,
 )
+from whtnet.layers import spectral_parameter_names
 
 CPU = torch.device("cpu")
 
@@ -103,6 +104,22 @@ def test_weight_decay_reaches_what_the_recipe_says():
     assert decayed(TrainConfig(decay_spectral=False)) == everything - spectral
     total = [p for group in parameter_groups(model, TrainConfig()) for p in group["params"]]
     assert len(total) == len(names)
+    slow = parameter_groups(model, TrainConfig(spectral_lr=0.1))
+    assert {names[id(p)] for group in slow if group["lr_factor"] == 0.1 for p in group["params"]} == spectral
+
+
+def test_spectral_parameters_may_have_their_own_learning_rate():
+    steps = {}
+    for factor in (1.0, 0.5):
+        model = make_model()
+        before = {n: p.detach().clone() for n, p in model.named_parameters()}
+        fit(model, loaders(), TrainConfig(precision="fp32", spectral_lr=factor, dry_run=True), device=CPU, seed=0)
+        steps[factor] = {n: p.detach() - before[n] for n, p in model.named_parameters()}
+    spectral = spectral_parameter_names(model)
+    assert spectral
+    for name, step in steps[1.0].items():
+        assert step.abs().max() > 0
+        torch.testing.assert_close(steps[0.5][name], step / 2 if name in spectral else step, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -110,6 +127,7 @@ def test_weight_decay_reaches_what_the_recipe_says():
     [
         ({"epochs": 0}, "epochs"),
         ({"lr": 0.0}, "lr"),
+        ({"spectral_lr": 0.0}, "spectral_lr"),
         ({"weight_decay": -1.0}, "weight_decay"),
         ({"precision": "fp8"}, "bf16"),
         ({"schedule": "cosine"}, "onecycle"),

@@ -29,6 +29,7 @@ class TrainConfig:
         weight_decay: L2 penalty, on every parameter whose name lacks "bias", as the authors have it.
         decay_spectral: put it on thresholds and transform-domain weights too. Default True, because the authors' recipe
             does; False exempts them.
+        spectral_lr: learning rate of thresholds and transform-domain weights, as a factor of ``lr``.
         schedule: ``multistep`` (the authors') or ``onecycle`` (the short recipe: linear warm-up, then linear to zero).
         milestones: where ``multistep`` multiplies the rate by ``gamma``, as fractions of the epochs, so that a
             shortened run keeps the recipe's shape. Epochs 82, 122 and 163 of 200.
@@ -53,6 +54,7 @@ class TrainConfig:
     nesterov: bool = False
     weight_decay: float = 1e-4
     decay_spectral: bool = True
+    spectral_lr: float = 1.0
     schedule: str = "multistep"
     milestones: tuple[float, ...] = (0.41, 0.61, 0.815)
     gamma: float = 0.1
@@ -75,8 +77,9 @@ class TrainConfig:
         for name in ("momentum", "weight_decay", "workers"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"trainer.{name} must not be negative, got {getattr(self, name)}")
-        if self.lr <= 0:
-            raise ConfigError(f"trainer.lr must be positive, got {self.lr}")
+        for name in ("lr", "spectral_lr"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"trainer.{name} must be positive, got {getattr(self, name)}")
         for name in ("warmup", "label_smoothing", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"trainer.{name} must be in [0, 1), got {getattr(self, name)}")

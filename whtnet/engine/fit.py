@@ -126,15 +126,15 @@ def evaluate(
 
 
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """Two groups of the trainable parameters, with and without weight decay (see :class:`TrainConfig`)."""
-    exempt = set() if config.decay_spectral else spectral_parameter_names(model)
-    decayed: list[Tensor] = []
-    others: list[Tensor] = []
+    """The trainable parameters by their ``weight_decay`` and ``lr_factor`` (see :class:`TrainConfig`)."""
+    spectral = spectral_parameter_names(model)
+    groups: dict[tuple[float, float], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            (others if "bias" in name or name in exempt else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+            exempt = "bias" in name or (name in spectral and not config.decay_spectral)
+            settings = (0.0 if exempt else config.weight_decay, config.spectral_lr if name in spectral else 1.0)
+            groups.setdefault(settings, []).append(parameter)
+    return [{"params": group, "weight_decay": d, "lr_factor": f} for (d, f), group in groups.items()]
 
 
 @dataclass
@@ -218,7 +218,7 @@ class _Run:
         for i, (images, labels) in enumerate(self.loaders.train):
             lr = config.lr_at(state.epoch * self.steps + i, self.steps)
             for group in state.optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group["lr_factor"]
             with _autocast(self.device, self.autocast):
                 logits = state.model(images)
             loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
