@@ -14,7 +14,7 @@ from torch import nn
 
 from whtnet.backbones import build_backbone
 from whtnet.data import ImageDataset, Loaders, load_dataset
-from whtnet.engine import ConfigError, FitResult, TrainConfig, fit
+from whtnet.engine import CHECKPOINT, ConfigError, FitResult, TrainConfig, fit
 from whtnet.engine.fit import Progress
 from whtnet.files import exclusive_folder
 from whtnet.memory import keep_freed_memory
@@ -23,7 +23,6 @@ from whtnet.records import environment, write_json
 from whtnet.seeding import seed_everything
 from whtnet.tracking import RunInfo, Sink
 
-CHECKPOINT = "checkpoint.pt"
 RECORD = "record.json"
 RESUME = ("auto", "never")
 
@@ -171,6 +170,7 @@ class _Parts:
     model: nn.Module
     report: Report
     loaders: Loaders
+    dataset: ImageDataset
 
     @property
     def cost(self) -> dict[str, int]:
@@ -178,7 +178,21 @@ class _Parts:
 
     def fit(self, experiment: Experiment, **options: Any) -> FitResult:
         identity = {"seed": experiment.seed, "fingerprint": experiment.fingerprint}
-        return fit(self.model, self.loaders, self.config, device=self.device, **identity, **options)
+        extra = {"classifier": self.classifier(experiment)}
+        return fit(self.model, self.loaders, self.config, device=self.device, extra=extra, **identity, **options)
+
+    def classifier(self, experiment: Experiment) -> dict[str, Any]:
+        """Keywords of a :class:`whtnet.classifier.Classifier` that holds this network."""
+        dataset = self.dataset
+        return {
+            "backbone": dict(experiment.backbone),
+            "policy": dict(experiment.policy),
+            "classes": dataset.classes,
+            "input_size": list(dataset.input_size),
+            "mean": list(dataset.mean),
+            "std": list(dataset.std),
+            "dataset": experiment.settings["dataset"],
+        }
 
 
 def _prepare(experiment: Experiment) -> _Parts:
@@ -199,7 +213,7 @@ def _prepare(experiment: Experiment) -> _Parts:
         channels_last=config.use_channels_last(device),
         workers=config.workers,
     )
-    return _Parts(config, device, model, report, loaders)
+    return _Parts(config, device, model, report, loaders, dataset)
 
 
 def _record(experiment: Experiment, parts: _Parts, result: FitResult) -> dict[str, Any]:

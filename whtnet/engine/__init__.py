@@ -1,10 +1,11 @@
 """Training: settings (`config`), the loop (`fit`), checkpoints (`checkpoint`)."""
 
-from whtnet.engine.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from whtnet.engine.checkpoint import CHECKPOINT, CheckpointError, load_checkpoint, save_checkpoint
 from whtnet.engine.config import ConfigError, TrainConfig
 from whtnet.engine.fit import FitResult, NonFiniteLossError, evaluate, fit, parameter_groups
 
 __all__ = [
+    "CHECKPOINT",
     "CheckpointError",
     "ConfigError",
     "FitResult",

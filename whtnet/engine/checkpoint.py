@@ -9,7 +9,8 @@ import torch
 from whtnet.errors import UserError
 from whtnet.files import atomic_write
 
-FORMAT = 1
+FORMAT = 2
+CHECKPOINT = "checkpoint.pt"  # in the folder of a run
 
 
 class CheckpointError(UserError, RuntimeError):
@@ -29,19 +30,21 @@ def save_checkpoint(path: Path, state: dict[str, Any], fingerprint: str) -> None
     atomic_write(path, buffer.getvalue())
 
 
-def load_checkpoint(path: Path, fingerprint: str, device: torch.device) -> dict[str, Any]:
-    """Read what :func:`save_checkpoint` wrote, tensors on ``device``.
+def load_checkpoint(path: Path, fingerprint: str | None, device: torch.device) -> dict[str, Any]:
+    """Read what :func:`save_checkpoint` wrote, tensors on ``device``; ``fingerprint`` None takes any settings.
 
     Raises:
         CheckpointError: if the file is damaged, no checkpoint of this package, or of a run with other settings.
     """
     remedy = "move it away to start afresh, or pass resume=never"
+    if fingerprint is None:
+        remedy = "name the folder of a run, or the checkpoint.pt in it"
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged or foreign file
         raise CheckpointError(f"{path} can't be read as a checkpoint ({error}); {remedy}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path} is no checkpoint of this version of whtnet; {remedy}")
-    if state["fingerprint"] != fingerprint:
+    if fingerprint is not None and state["fingerprint"] != fingerprint:
         raise CheckpointError(f"{path} belongs to a run with other settings; {remedy}")
     return state

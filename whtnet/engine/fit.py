@@ -3,9 +3,10 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -56,6 +57,7 @@ def fit(
     seed: int,
     checkpoint: Path | None = None,
     fingerprint: str = "",
+    extra: Mapping[str, Any] = MappingProxyType({}),
     on_epoch: Callable[[dict[str, float]], None] = lambda metrics: None,
     on_progress: Progress = lambda fraction, status: None,
 ) -> FitResult:
@@ -73,6 +75,7 @@ def fit(
         seed: of the run.
         checkpoint: file to resume from and write to, or None.
         fingerprint: identifies the settings in the checkpoint.
+        extra: plain data to keep in the checkpoint besides.
         on_epoch: called with the metrics of each epoch, those of a resumed run's earlier epochs not included.
         on_progress: called every few steps.
 
@@ -94,9 +97,9 @@ def fit(
         improved = state.note_best(metrics)
         if checkpoint is not None and not config.dry_run:
             if improved:
-                weights = {"model": state.evaluated.state_dict(), "metrics": metrics}
-                save_checkpoint(checkpoint.with_name("best.pt"), weights, fingerprint)
-            save_checkpoint(checkpoint, state.dump(), fingerprint)
+                weights = {"model": state.evaluated.state_dict(), "history": [metrics]}
+                save_checkpoint(checkpoint.with_name("best.pt"), weights | extra, fingerprint)
+            save_checkpoint(checkpoint, state.dump() | extra, fingerprint)
         on_epoch(metrics)
         if config.dry_run:
             break

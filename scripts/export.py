@@ -1,0 +1,108 @@
+"""Export a trained model and check what is written against it.
+
+python scripts/export.py MODEL --to onnx int8 torch safetensors --output exports/mine --time
+
+int8 takes images of the data set to choose its scales, and compares its accuracy with the ONNX file's.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import torch
+from _data import load_data
+
+from whtnet.bench import compare
+from whtnet.classifier import Classifier
+from whtnet.console import console, exit_on_user_error
+from whtnet.data import Loaders
+from whtnet.evaluation import measure_logits
+from whtnet.export import export_onnx, export_safetensors, export_torch, onnx_session, quantize_onnx, run_onnx
+from whtnet.tables import Table
+
+FORMATS = ("onnx", "int8", "torch", "safetensors")
+CALIBRATION_IMAGES = 256
+TIMED_BATCHES = (1, 64)
+
+
+@exit_on_user_error
+def main() -> None:
+    """Parse the command line, export, check, time."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="folder of a run, checkpoint file, folder of a saved model, or OWNER/NAME")
+    parser.add_argument("overrides", nargs="*", help="dataset.root=… for int8")
+    parser.add_argument("--to", nargs="+", choices=FORMATS, default=["onnx"], metavar="FORMAT", help=", ".join(FORMATS))
+    parser.add_argument("--output", type=Path, default=Path("exports"), help="folder (default: exports)")
+    parser.add_argument("--time", action="store_true", help="time the ONNX files beside the unreplaced model's")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of timing for each file and batch size")
+    arguments = parser.parse_intermixed_args()
+    model = Classifier.load(arguments.model)
+    output: Path = arguments.output
+    files = {}
+    if {"onnx", "int8"} & {*arguments.to}:
+        files["ONNX"] = output / "model.onnx"
+        _report(files["ONNX"], export_onnx(model, files["ONNX"]))
+    if "torch" in arguments.to:
+        _report(output / "model.pt2", export_torch(model, output / "model.pt2"))
+    if "safetensors" in arguments.to:
+        _report(output / "safetensors", export_safetensors(model, output / "safetensors"))
+    if "int8" in arguments.to:
+        files["ONNX, int8 convolutions"] = output / "model_int8.onnx"
+        data = load_data(model, arguments.overrides, 64, torch.device("cpu"))
+        quantize_onnx(files["ONNX"], files["ONNX, int8 convolutions"], _calibration_images(model, data))
+        console.print(f"Written: {files['ONNX, int8 convolutions']}")
+        console.print(_accuracies(model, data, files).rich())
+    if arguments.time and files:
+        console.print(_timings(model, files, arguments.seconds).rich())
+
+
+def _report(path: Path, difference: float) -> None:
+    console.print(f"Written: {path} (logits differ by at most {difference:.1e})")
+
+
+def _pixels(model: Classifier, images: torch.Tensor) -> torch.Tensor:
+    return images * model.std + model.mean
+
+
+def _calibration_images(model: Classifier, data: Loaders) -> torch.Tensor:
+    batches, images = [], 0
+    for batch, _ in data.train:
+        batches.append(_pixels(model, batch))
+        images += len(batch)
+        if images >= CALIBRATION_IMAGES:
+            break
+    return torch.cat(batches)
+
+
+def _accuracies(model: Classifier, data: Loaders, files: dict[str, Path]) -> Table:
+    rows = []
+    for name, path in files.items():
+        session = onnx_session(path)
+        pairs = [(run_onnx(session, _pixels(model, images).numpy()), labels) for images, labels in data.test]
+        logits = torch.cat([torch.from_numpy(logits) for logits, _ in pairs])
+        accuracy = measure_logits(logits, torch.cat([labels for _, labels in pairs])).top1
+        rows.append([name, f"{path.stat().st_size / 1e3:,.0f}", f"{accuracy:.2f}"])
+    return Table("Accuracy", ["file", "kB", "test top-1 (%)"], rows)
+
+
+def _timings(model: Classifier, files: dict[str, Path], seconds: float) -> Table:
+    """Milliseconds a batch in ONNX Runtime, in turns in this process."""
+    settings = {"backbone": model.backbone, "policy": {"name": "none", "rules": []}}
+    baseline = Classifier(**settings, classes=model.classes, input_size=model.input_size, mean=[0.0] * 3, std=[1.0] * 3)
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder, "baseline.onnx")
+        export_onnx(baseline, plain)
+        sessions = {"ONNX without the policy": onnx_session(plain, torch.get_num_threads())}
+    sessions |= {name: onnx_session(path, torch.get_num_threads()) for name, path in files.items()}
+    columns = []
+    for batch in TIMED_BATCHES:
+        images = torch.rand(batch, *model.input_size).numpy()
+        calls = {n: lambda s=s, images=images: run_onnx(s, images) for n, s in sessions.items()}
+        columns.append([f"{t.median * 1e3:.2f}" for t in compare(calls, seconds=seconds).values()])
+    rows = [[name, *cells] for name, *cells in zip(sessions, *columns, strict=True)]
+    title = f"Milliseconds a batch, ONNX Runtime, {torch.get_num_threads()} threads, medians"
+    return Table(title, ["file", *(f"batch {n}" for n in TIMED_BATCHES)], rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""Say what is on images, with a trained model.
+
+python scripts/predict.py MODEL IMAGE [IMAGE …]
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from whtnet.classifier import Classifier
+from whtnet.console import console, exit_on_user_error
+from whtnet.data import DatasetError
+from whtnet.tables import Table
+
+
+@exit_on_user_error
+def main() -> None:
+    """Parse the command line, predict, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="folder of a run, checkpoint file, folder of a saved model, or OWNER/NAME")
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    parser.add_argument("--top", type=int, default=3, help="classes to name for each image (default 3)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    arguments = parser.parse_args()
+    model = Classifier.load(arguments.model)
+    predictions = {str(path): predict(model, path, arguments.top) for path in arguments.images}
+    if arguments.json:
+        print(json.dumps(predictions, indent=2))
+        return
+    rows = [
+        [path if rank == 0 else "", name, f"{probability:.1%}"]
+        for path, found in predictions.items()
+        for rank, (name, probability) in enumerate(found.items())
+    ]
+    console.print(Table("Predictions", ["image", "class", "probability"], rows, text_columns=("class",)).rich())
+
+
+@torch.no_grad()
+def predict(model: Classifier, path: Path, top: int) -> dict[str, float]:
+    """The ``top`` likeliest classes of an image and their probabilities, in order.
+
+    Raises:
+        DatasetError: if the file can't be read as an image.
+    """
+    try:
+        with Image.open(path) as image:
+            pixels = model.preprocess(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DatasetError(f"{path} can't be read as an image: {error}") from error
+    values, indices = model(pixels)[0].softmax(0).topk(min(max(top, 1), len(model.classes)))
+    return {model.classes[i]: value for i, value in zip(indices.tolist(), values.tolist(), strict=True)}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""A trained network with all it takes to use it: class names, image size, normalisation; on disk and on a model hub."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from PIL import Image
+from timm.data import create_transform
+from torch import Tensor, nn
+
+from whtnet.backbones import build_backbone
+from whtnet.cost import measure_cost
+from whtnet.engine import CHECKPOINT, CheckpointError, load_checkpoint
+from whtnet.errors import UserError
+from whtnet.policy import Policy, apply_policy_
+
+_CARD = """---
+{{ card_data }}
+---
+
+# {{ name }}
+
+{{ architecture }} with the policy `{{ policy }}` of whtnet: {{ sites }} convolutions or
+squeeze-and-excite blocks replaced by Walsh-Hadamard layers (Pan, Badawi, Cetin, ACM TECS 2022, doi 10.1145/3510026).
+
+| | |
+| :--- | ---: |
+| parameters | {{ parameters }} |
+| without the policy | {{ parameters_before }} |
+| MACs | {{ macs }} |
+| image | {{ input_size }} |
+| classes | {{ classes }} |
+{%- for key, value in training.items() %}
+| {{ key }} | {{ value }} |
+{%- endfor %}
+
+```python
+from whtnet.classifier import Classifier
+
+model = Classifier.from_pretrained("OWNER/NAME")  # or a folder
+logits = model(images)  # images of {{ input_size }} pixels in 0..1
+```
+"""
+
+
+class Classifier(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="whtnet",
+    tags=["walsh-hadamard-transform", "image-classification"],
+    license="mit",
+    pipeline_tag="image-classification",
+):
+    """A network behind its normalisation, ``(N, C, H, W)`` pixels in 0..1 → ``(N, classes)`` logits.
+
+    ``save_pretrained(folder)`` writes ``config.json``, ``model.safetensors`` and a model card, ``push_to_hub(repo)``
+    uploads them, ``Classifier.from_pretrained(folder or repo)`` reads them (huggingface_hub's mixin).
+
+    Args:
+        backbone: keywords of :func:`whtnet.backbones.build_backbone`.
+        policy: data of a :class:`whtnet.Policy`.
+        classes: names, in the order of the logits.
+        input_size: (C, H, W) of an image.
+        mean: of each channel, subtracted.
+        std: of each channel, divided by.
+        dataset: keywords of :func:`whtnet.data.load_dataset` that it was trained on.
+        training: what else the model card says, such as data set and accuracy.
+
+    Attributes:
+        backbone: as above.
+        classes: as above.
+        input_size: as above.
+        dataset: as above.
+        network: takes normalised images; what training worked on.
+        report: what the policy replaced.
+    """
+
+    def __init__(
+        self,
+        backbone: Mapping[str, Any],
+        policy: Mapping[str, Any],
+        classes: Sequence[str],
+        input_size: Sequence[int],
+        mean: Sequence[float],
+        std: Sequence[float],
+        dataset: Mapping[str, Any] | None = None,
+        training: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = dict(backbone)
+        self.classes = [str(name) for name in classes]
+        self.input_size = tuple(input_size)
+        self.dataset = dict(dataset or {})
+        self.training_facts = dict(training or {})
+        fresh = {**backbone, "pretrained": False} if backbone.get("pretrained") else backbone
+        self.network = build_backbone(**fresh, num_classes=len(self.classes))
+        self.report = apply_policy_(self.network, Policy.from_dict(policy), self.input_size)
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.tensor(list(values)).view(1, -1, 1, 1), persistent=False)
+
+    @classmethod
+    def load(cls, source: str | Path) -> "Classifier":
+        """Read a trained classifier, in evaluation mode, on the CPU.
+
+        Args:
+            source: folder of a run, a checkpoint file, a folder of ``save_pretrained``, or ``OWNER/NAME`` on the hub.
+
+        Raises:
+            CheckpointError: if there is no such thing, or it can't be read.
+        """
+        path = Path(source)
+        file = path / CHECKPOINT if (path / CHECKPOINT).exists() else path
+        if file.is_file():
+            return cls._from_checkpoint(file)
+        if path.is_dir() and not (path / "config.json").exists():
+            raise CheckpointError(f"{path} holds neither a run's {CHECKPOINT} nor a saved model's config.json")
+        try:
+            return cls.from_pretrained(str(source))
+        except UserError:
+            raise
+        except (HFValidationError, HfHubHTTPError, OSError, ValueError, TypeError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(
+                f"{source} is no trained model: no folder of a run, checkpoint or saved model lies there, and "
+                f"as a name on the hub it can't be read ({reason})"
+            ) from error
+
+    @classmethod
+    def _from_checkpoint(cls, file: Path) -> "Classifier":
+        state = load_checkpoint(file, None, torch.device("cpu"))
+        last = state["history"][-1]
+        facts = {"data set": state["classifier"]["dataset"]["name"], "epochs": last["epoch"]}
+        if "test_top1" in last:
+            facts["test top-1 (%)"] = round(last["test_top1"], 2)
+        model = cls(**state["classifier"], training=facts)
+        weights = state["model"]
+        if state.get("ema"):  # the average is what was evaluated
+            weights = {k.removeprefix("module."): v for k, v in state["ema"].items() if k.startswith("module.")}
+        try:
+            model.network.load_state_dict(weights)
+        except RuntimeError as error:
+            raise CheckpointError(f"{file} holds weights of another network: {error}") from error
+        return model.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of ``(N, C, H, W)`` pixels in 0..1."""
+        return self.network((images - self.mean) / self.std)
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """Resize the shorter side and crop the centre: ``(1, C, H, W)`` in 0..1."""
+        options = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "crop_pct": 1.0}
+        return create_transform(self.input_size, is_training=False, **options)(image.convert("RGB")).unsqueeze(0)
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """The card that ``save_pretrained`` writes as ``README.md``."""
+        info = self._hub_mixin_info.model_card_data
+        data = ModelCardData(**{**info.to_dict(), "tags": info.tags})
+        cost = measure_cost(self.network, self.input_size)
+        return ModelCard.from_template(
+            data,
+            template_str=_CARD,
+            name=f"{self.report.architecture}, {self.report.policy}",
+            architecture=self.report.architecture,
+            policy=self.report.policy,
+            sites=len(self.report.replacements),
+            parameters=f"{cost.parameters:,}",
+            parameters_before=f"{self.report.before.parameters:,}",
+            macs=f"{cost.macs:,}",
+            input_size="×".join(map(str, self.input_size)),
+            classes=len(self.classes),
+            training=self.training_facts,
+        )
