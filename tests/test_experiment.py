@@ -48,6 +48,7 @@ def test_a_run_leaves_a_record_that_says_everything(tmp_path):
     assert len(record["history"]) == record["epochs"] == 3
     assert record["cost"]["parameters"] == reports[0].after.parameters
     assert record["settings"]["policy"]["rules"] == [RULES]
+    assert [layer["kind"] for layer in record["layers"]] == ["FWHT2d"] * 9
     assert {"commit", "device_name", "versions", "threads"} <= set(record["environment"])
     kinds = [call[0] for call in sink.calls]
     assert kinds == ["start", "log", "log", "log", "finish"]

@@ -17,6 +17,7 @@ from whtnet.data import ImageDataset, Loaders, load_dataset
 from whtnet.engine import CHECKPOINT, ConfigError, FitResult, TrainConfig, fit
 from whtnet.engine.fit import Progress
 from whtnet.files import exclusive_folder
+from whtnet.inspection import describe_layers
 from whtnet.memory import keep_freed_memory
 from whtnet.policy import Policy, Report, apply_policy_
 from whtnet.records import environment, write_json
@@ -218,6 +219,7 @@ def _prepare(experiment: Experiment) -> _Parts:
 
 def _record(experiment: Experiment, parts: _Parts, result: FitResult) -> dict[str, Any]:
     last = result.history[-1]
+    images, _ = next(iter(parts.loaders.test))
     return {
         "run": experiment.name,
         "seed": experiment.seed,
@@ -233,6 +235,7 @@ def _record(experiment: Experiment, parts: _Parts, result: FitResult) -> dict[st
         "settings": experiment.settings,
         "environment": environment(parts.device),
         "history": result.history,
+        "layers": describe_layers(parts.model, images),
     }
 
 

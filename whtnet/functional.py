@@ -11,9 +11,24 @@ from torch import Tensor
 
 from whtnet import kernels
 from whtnet.kernels import reference
-from whtnet.kernels.reference import apply_threshold, fwht_maps, inverse_fwht_maps
+from whtnet.kernels.reference import (
+    apply_threshold,
+    bwht1d_coefficients,
+    fwht2d_coefficients,
+    fwht_maps,
+    inverse_fwht_maps,
+)
 
-__all__ = ["apply_threshold", "bwht1d", "channel_interleave", "fwht2d", "fwht_maps", "inverse_fwht_maps"]
+__all__ = [
+    "apply_threshold",
+    "bwht1d",
+    "bwht1d_coefficients",
+    "channel_interleave",
+    "fwht2d",
+    "fwht2d_coefficients",
+    "fwht_maps",
+    "inverse_fwht_maps",
+]
 
 
 def bwht1d(

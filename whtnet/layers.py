@@ -5,6 +5,7 @@ in ``spectral_parameters``, so that an optimiser can treat them apart (see :func
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -31,9 +32,17 @@ class SpectralLayer(nn.Module):
         self.clamp = clamp
         self.keep_dc = keep_dc
 
+    def coefficients(self, x: Tensor) -> Tensor:
+        """The thresholded coefficients from which ``forward(x)`` is transformed back, in float32 or more, any shape."""
+        raise NotImplementedError
+
     def wht_additions(self, input_shape: tuple[int, ...]) -> int:
         """Additions and subtractions of the fast transforms, forward and inverse, for an input of this shape."""
         raise NotImplementedError
+
+    @property
+    def _thresholding(self) -> dict[str, Any]:
+        return {"kind": self.threshold_kind, "clamp": self.clamp, "keep_dc": self.keep_dc}
 
     def extra_repr(self) -> str:
         """Settings that differ from the defaults, after those of the subclass."""
@@ -114,6 +123,19 @@ class BWHT1d(SpectralLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C_in, *spatial)`` → ``(N, C_out, *ceil(spatial / stride))``."""
+        x = self._channels_first(x)
+        y = functional.bwht1d(x, self.threshold, self.out_channels, stride=self.stride, **self._thresholding)
+        if self.interleave:
+            y = functional.channel_interleave(y, self.block_size)
+        return y.movedim(1, -1) if self.channel_dim == -1 else y
+
+    def coefficients(self, x: Tensor) -> Tensor:
+        """See :func:`whtnet.kernels.reference.bwht1d_coefficients` for the shape."""
+        return functional.bwht1d_coefficients(
+            self._channels_first(x), self.threshold, self.out_channels, stride=self.stride, **self._thresholding
+        )
+
+    def _channels_first(self, x: Tensor) -> Tensor:
         if x.dim() < 2 or x.shape[self.channel_dim] != self.in_channels:
             expected = (
                 f"N, {self.in_channels}, *spatial" if self.channel_dim == 1 else f"N, *spatial, {self.in_channels}"
@@ -121,20 +143,8 @@ class BWHT1d(SpectralLayer):
             raise ValueError(
                 f"BWHT1d takes ({expected}) with in_channels={self.in_channels}, got a tensor of shape {tuple(x.shape)}"
             )
-        if self.channel_dim == -1:
-            x = x.movedim(-1, 1)  # a map in channels_last, where it is one: no copy
-        y = functional.bwht1d(
-            x,
-            self.threshold,
-            self.out_channels,
-            kind=self.threshold_kind,
-            clamp=self.clamp,
-            keep_dc=self.keep_dc,
-            stride=self.stride,
-        )
-        if self.interleave:
-            y = functional.channel_interleave(y, self.block_size)
-        return y.movedim(1, -1) if self.channel_dim == -1 else y
+        # A map with its channels last becomes one in channels_last: no copy.
+        return x.movedim(-1, 1) if self.channel_dim == -1 else x
 
     def wht_additions(self, input_shape: tuple[int, ...]) -> int:
         """Additions of the block transforms of every pixel's channels, and of the sums of a projection."""
@@ -206,9 +216,12 @@ class FWHT2d(SpectralLayer):
     def forward(self, x: Tensor) -> Tensor:
         """``(..., C, H, W)`` → the same shape."""
         _check_map(self, x)
-        return functional.fwht2d(
-            x, self.threshold, self.weight, kind=self.threshold_kind, clamp=self.clamp, keep_dc=self.keep_dc
-        )
+        return functional.fwht2d(x, self.threshold, self.weight, **self._thresholding)
+
+    def coefficients(self, x: Tensor) -> Tensor:
+        """``(..., C, H, W)`` → ``(..., C, h, w)``, H and W rounded up to powers of two."""
+        _check_map(self, x)
+        return functional.fwht2d_coefficients(x, self.threshold, self.weight, **self._thresholding)
 
     def wht_additions(self, input_shape: tuple[int, ...]) -> int:
         """Additions of the transforms of all maps, forward and inverse."""
@@ -291,18 +304,25 @@ class HTPerceptron2d(SpectralLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C_in, H, W)`` → ``(N, C_out, H, W)``."""
+        y = functional.inverse_fwht_maps(sum(self._paths(x)) / self._scale, x)
+        return x + y if self.residual else y
+
+    def coefficients(self, x: Tensor) -> Tensor:
+        """``(N, C_in, H, W)`` → ``(P, N, C_out, h, w)``, H and W rounded up to powers of two."""
+        return torch.stack(list(self._paths(x)))
+
+    def _paths(self, x: Tensor) -> Iterator[Tensor]:
         _check_map(self, x)
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"HTPerceptron2d takes (N, {self.in_channels}, H, W), got shape {tuple(x.shape)}")
+        spectrum = functional.fwht_maps(x, self.threshold.shape[1:]) * self._scale
+        for conv, v, t in zip(self.convs, self.weight, self.threshold, strict=True):
+            yield functional.apply_threshold(_conv1x1(conv, spectrum * v), t, **self._thresholding)
+
+    @property
+    def _scale(self) -> float:
         # HT-2023 transforms with H, which is sqrt(h·w) times the orthonormal one, and undoes it on the way back.
-        scale = math.sqrt(math.prod(self.threshold.shape[1:])) if self.norm == "backward" else 1.0
-        spectrum = functional.fwht_maps(x, self.threshold.shape[1:]) * scale
-        total = sum(
-            functional.apply_threshold(_conv1x1(conv, spectrum * v), t, self.threshold_kind, self.clamp, self.keep_dc)
-            for conv, v, t in zip(self.convs, self.weight, self.threshold, strict=True)
-        )
-        y = functional.inverse_fwht_maps(total / scale, x)
-        return x + y if self.residual else y
+        return math.sqrt(math.prod(self.threshold.shape[1:])) if self.norm == "backward" else 1.0
 
     def wht_additions(self, input_shape: tuple[int, ...]) -> int:
         """Additions of the transforms of all maps in and out, and of the sums over paths."""

@@ -25,6 +25,22 @@ def bwht1d(
 ) -> Tensor:
     """:func:`whtnet.functional.bwht1d` in plain PyTorch."""
     channels_last = is_channels_last(x)
+    c = x.dim() - 1 if channels_last else 1
+    y = bwht1d_coefficients(x, threshold, out_channels, kind=kind, clamp=clamp, keep_dc=keep_dc, stride=stride)
+    z = _fold(y, c, -(-out_channels // threshold.shape[1]))
+    y = fwht(z, c + 1).flatten(c, c + 1).narrow(c, 0, out_channels).to(x.dtype).contiguous()
+    return y.permute(0, 3, 1, 2) if channels_last else y
+
+
+def bwht1d_coefficients(
+    x: Tensor, threshold: Tensor, out_channels: int, *, kind: str, clamp: bool, keep_dc: bool, stride: int
+) -> Tensor:
+    """The thresholded coefficients of :func:`bwht1d`, in float32 or more.
+
+    Returns:
+        ``(N, blocks, B, *spatial)``; for an input in channels_last ``(N, H, W, blocks, B)``.
+    """
+    channels_last = is_channels_last(x)
     if stride != 1:
         x = x[(..., *(slice(None, None, stride),) * (x.dim() - 2))]
     if channels_last:
@@ -38,11 +54,7 @@ def bwht1d(
     z = _tile(fwht(z, c + 1), c, blocks_out)
     t = threshold.reshape(*threshold.shape, *(1,) * (z.dim() - c - 2))
     y = THRESHOLDS[kind](z, torch.relu(t) if clamp else t)
-    if keep_dc:
-        y = torch.where(_is_first(block, x.device).view(t.shape[1:]), z, y)
-    z = _fold(y, c, blocks_out)
-    y = fwht(z, c + 1).flatten(c, c + 1).narrow(c, 0, out_channels).to(x.dtype).contiguous()
-    return y.permute(0, 3, 1, 2) if channels_last else y
+    return torch.where(_is_first(block, x.device).view(t.shape[1:]), z, y) if keep_dc else y
 
 
 def fwht2d(
@@ -55,10 +67,15 @@ def fwht2d(
     keep_dc: bool = False,
 ) -> Tensor:
     """:func:`whtnet.functional.fwht2d` in plain PyTorch."""
+    return inverse_fwht_maps(fwht2d_coefficients(x, threshold, weight, kind=kind, clamp=clamp, keep_dc=keep_dc), x)
+
+
+def fwht2d_coefficients(
+    x: Tensor, threshold: Tensor, weight: Tensor | None, *, kind: str, clamp: bool, keep_dc: bool
+) -> Tensor:
+    """The weighted and thresholded coefficients of :func:`fwht2d`, ``(..., C, h, w)`` in float32 or more."""
     z = fwht_maps(x, threshold.shape)
-    if weight is not None:
-        z = z * weight
-    return inverse_fwht_maps(apply_threshold(z, threshold, kind, clamp, keep_dc), x)
+    return apply_threshold(z if weight is None else z * weight, threshold, kind, clamp, keep_dc)
 
 
 def fwht_maps(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -1,0 +1,99 @@
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from whtnet.inspection import MAX_VALUES, describe_layers
+from whtnet.layers import BWHT1d, FWHT2d, HTPerceptron2d
+from whtnet.transforms import fwht, fwht2
+
+
+def model_with(*layers):
+    return nn.Sequential(*layers).train()
+
+
+def test_every_layer_is_described_as_plain_data():
+    model = model_with(FWHT2d(6), nn.ReLU(), BWHT1d(4, 12, block_size=8), HTPerceptron2d(12, 12, 6, paths=2))
+    described = describe_layers(model, torch.randn(3, 4, 6, 6))
+    assert json.loads(json.dumps(described)) == described
+    assert [(d["name"], d["kind"], d["clamp"]) for d in described] == [
+        ("0", "FWHT2d", False),
+        ("2", "BWHT1d", False),
+        ("3", "HTPerceptron2d", True),
+    ]
+    for d, layer in zip(described, (model[0], model[2], model[3]), strict=True):
+        torch.testing.assert_close(torch.tensor(d["threshold"]), layer.threshold.detach(), rtol=1e-3, atol=0)
+    assert described[1]["weight"] is None
+    assert len(described[2]["weight"]) == 2
+
+
+def test_values_have_four_significant_digits():
+    layer = FWHT2d(1)
+    nn.init.constant_(layer.threshold, 0.0123456)
+    (described,) = describe_layers(model_with(layer), torch.randn(1, 1, 1, 1))
+    assert described["threshold"] == [[0.01235]]
+
+
+def test_share_of_zeros_counts_coefficients_within_the_threshold():
+    x = torch.randn(2, 8, 4, 4)
+    plain, blocks = FWHT2d(4), BWHT1d(8, 8, block_size=4)
+    nn.init.constant_(plain.threshold, 0.7)
+    nn.init.constant_(blocks.threshold, 0.4)
+    (two_d,) = describe_layers(model_with(plain), x)
+    assert two_d["zero_share"] == pytest.approx((fwht2(x).abs() <= 0.7).float().mean().item())
+    (one_d,) = describe_layers(model_with(blocks), x)
+    expected = (fwht(x.unflatten(1, (2, 4)), 2).abs() <= 0.4).float().mean().item()
+    assert one_d["zero_share"] == pytest.approx(expected)
+    assert 0 < expected < 1
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (BWHT1d(8, 20, block_size=4, stride=2, interleave=True), (2, 8, 5, 5)),
+        (BWHT1d(8, 3, channel_dim=-1, keep_dc=True), (2, 5, 5, 8)),
+        (FWHT2d(6), (2, 8, 6, 6)),
+        (HTPerceptron2d(8, 5, 6, paths=3, norm="backward"), (2, 8, 6, 6)),
+    ],
+)
+def test_coefficients_vanish_with_large_thresholds_and_the_result_with_them(layer, shape):
+    x = torch.randn(shape)
+    assert layer.coefficients(x).count_nonzero() > 0
+    nn.init.constant_(layer.threshold, 1e6)
+    zero_share = (layer.coefficients(x) == 0).float().mean()
+    assert (zero_share < 1) == layer.keep_dc
+    assert (layer(x).abs().max() > 0) == layer.keep_dc
+
+
+def test_large_parameters_are_left_out_and_unused_layers_too():
+    class Partly(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.unused = BWHT1d(MAX_VALUES + 1, 4), FWHT2d(4)
+
+        def forward(self, x):
+            return self.used(x)
+
+    (described,) = describe_layers(Partly(), torch.randn(1, MAX_VALUES + 1))
+    assert described["name"] == "used"
+    assert described["threshold"] is None
+
+
+def test_the_model_stays_as_it_was():
+    model = model_with(nn.BatchNorm2d(4), FWHT2d(4))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    describe_layers(model, torch.randn(2, 4, 4, 4))
+    assert model.training
+    assert not model[1]._forward_hooks
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_a_compiled_model_is_described_as_well():
+    model = model_with(FWHT2d(4))
+    model.compile()
+    x = torch.randn(2, 4, 4, 4)
+    model(x)
+    assert describe_layers(model, x)[0]["zero_share"] >= 0
