@@ -13,23 +13,18 @@ from whtnet.experiment import Experiment, resolve_device, run
 from whtnet.policy import shipped_policies
 from whtnet.records import environment, put_record, read_records, write_json
 from whtnet.tables import (
-    Table,
     TableSpec,
+    command_for,
     count_coverage,
     count_families,
     count_rows,
-    coverage_tables,
-    draw_growth,
-    draw_ratios,
+    draw_figures,
     load_spec,
     measure_speed,
-    parameter_tables,
-    place,
-    speed_tables,
+    stored_tables,
     table_names,
-    training_table,
     update_readme,
-    write_markdown,
+    write_tables,
 )
 from whtnet.tracking import make_sink
 
@@ -59,7 +54,8 @@ def main() -> None:
         _list_tables()
         return
     for spec in specs:
-        _publish(spec, _REPRODUCE[spec.kind](spec, arguments))
+        _REPRODUCE[spec.kind](spec, arguments)
+        _publish(spec)
 
 
 def _list_tables() -> None:
@@ -68,30 +64,28 @@ def _list_tables() -> None:
         console.print(f"  {name:<20} {load_spec(EXPERIMENTS, name).title}{quick}", markup=False)
 
 
-def _reproduce_parameters(spec: TableSpec, _: argparse.Namespace) -> list[Table]:
+def _reproduce_parameters(spec: TableSpec, _: argparse.Namespace) -> None:
     total = len(spec.rows) + len(spec.families) * len(shipped_policies())
     with ProgressView() as view:
         bar, done = view.task(spec.title), itertools.count(1)
         rows = count_rows(spec, _backbone_settings, lambda step: bar(next(done) / total, step))
         families = count_families(spec, _backbone_settings, lambda step: bar(next(done) / total, step))
     write_json(RESULTS / f"{spec.name}.json", {"environment": environment("cpu"), "rows": rows, "families": families})
-    return parameter_tables(spec, rows, families)
 
 
-def _reproduce_coverage(spec: TableSpec, _: argparse.Namespace) -> list[Table]:
+def _reproduce_coverage(spec: TableSpec, _: argparse.Namespace) -> None:
     total = len(spec.rows) * len(shipped_policies())
     with ProgressView() as view:
         bar, done = view.task(spec.title), itertools.count(1)
         counted = count_coverage(spec, _backbone_settings, lambda step: bar(next(done) / total, step))
     write_json(RESULTS / f"{spec.name}.json", {"environment": environment("cpu"), "pairs": counted})
-    return coverage_tables(spec, counted)
 
 
 def _backbone_settings(row: Mapping[str, Any]) -> dict[str, Any]:
     return compose_config([f"backbone={row['backbone']}", *row.get("overrides", ())], "count_params")["backbone"]
 
 
-def _reproduce_training(spec: TableSpec, arguments: argparse.Namespace) -> list[Table]:
+def _reproduce_training(spec: TableSpec, arguments: argparse.Namespace) -> None:
     recorded = {(r["table"], r["row"], r["seed"]) for r in read_records(RECORDS)}
     runs = [(row, seed) for row in spec.rows for seed in row.get("seeds", spec.seeds)]
     missing = [(row, seed) for row, seed in runs if spec.rerun or (spec.name, row["id"], seed) not in recorded]
@@ -114,18 +108,13 @@ def _reproduce_training(spec: TableSpec, arguments: argparse.Namespace) -> list[
             )
             put_record(RECORDS, {"table": spec.name, "row": row["id"], **record})
             bar.finish()
-    return [training_table(spec, read_records(RECORDS))]
 
 
-def _reproduce_speed(spec: TableSpec, arguments: argparse.Namespace) -> list[Table]:
+def _reproduce_speed(spec: TableSpec, arguments: argparse.Namespace) -> None:
     device = resolve_device("auto")
     with ProgressView() as view:
         measured = measure_speed(spec, device, arguments.seconds, view.task(spec.title))
-    here = environment(device)
-    write_json(RESULTS / f"{spec.name}.json", {"environment": here, **measured})
-    draw_ratios(spec, measured, RESULTS / "figures" / f"{spec.name}_ratios")
-    draw_growth(measured, RESULTS / "figures" / f"{spec.name}_growth")
-    return speed_tables(spec, measured, place(here))
+    write_json(RESULTS / f"{spec.name}.json", {"environment": environment(device), **measured})
 
 
 _REPRODUCE = {
@@ -136,11 +125,12 @@ _REPRODUCE = {
 }
 
 
-def _publish(spec: TableSpec, tables: list[Table]) -> None:
+def _publish(spec: TableSpec) -> None:
+    tables = stored_tables(spec, RESULTS)
     for table in tables:
         console.print(table.rich())
-    path = RESULTS / f"{spec.name}.md"
-    write_markdown(path, tables, f"make reproduce-table TABLE={spec.name}")
+    path = write_tables(RESULTS, spec.name, tables, command_for(spec))
+    draw_figures(spec, RESULTS)
     update_readme(ROOT / "README.md", spec.name, tables[0])
     console.print(f"Written: {_shown(path)}\n")
 

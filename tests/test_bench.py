@@ -12,7 +12,8 @@ from torch import nn
 from whtnet.bench import LAYER_TESTS, BenchError, NetworkSpec, compare, measure, peak_memory
 from whtnet.bench.contenders import Copy, inference_call, layer_call, training_call
 from whtnet.kernels import BACKENDS
-from whtnet.tables import draw_growth, draw_ratios, load_spec, speed_tables
+from whtnet.tables import load_spec, speed_tables
+from whtnet.tables.figures import draw_growth, draw_ratios
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")

@@ -1,11 +1,27 @@
+import csv
+import io
 import re
 from pathlib import Path
 
 import pytest
 
 from whtnet.errors import UserError
-from whtnet.tables import Table, TableError, load_spec, parameter_tables, table_names, training_table, update_readme
-from whtnet.tables.training import mean_std
+from whtnet.records import put_record, write_json
+from whtnet.tables import (
+    Table,
+    TableError,
+    command_for,
+    draw_figures,
+    load_spec,
+    parameter_tables,
+    stored_tables,
+    table_names,
+    trained_rows,
+    training_table,
+    update_readme,
+    write_tables,
+)
+from whtnet.tables.training import pareto_front, spread
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = ROOT / "experiments"
@@ -64,7 +80,8 @@ def test_training_table_aggregates_records(tmp_path):
 
 
 def test_sample_standard_deviation():
-    assert mean_std([1.0, 2.0, 3.0, 4.0]) == "2.50 ± 1.29 (n=4)"
+    assert str(spread([1.0, 2.0, 3.0, 4.0])) == "2.50 ± 1.29 (n=4)"
+    assert str(spread([1.0])) == "1.00 (n=1)"
 
 
 def test_parameter_tables_show_a_difference_where_there_is_one(tmp_path):
@@ -87,6 +104,66 @@ def test_markdown_is_well_formed():
     text = Table("T", ["a", "b", "c"], [["x|y", "1", "line\nbreak"]], text_columns=("c",)).markdown()
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert lines == ["| a | b | c |", "| :--- | ---: | :--- |", "| x\\|y | 1 | line break |"]
+
+
+def test_latex_escapes_all_that_is_special():
+    cells = ["100% of a_b & {c} #1 $x ~ ^ \\ <|>", "3×3 → -50.3% ± 1 – 1-D …", 'say "yes" to `conv_1`']
+    text = Table("T", ["a", "b", "c"], [cells], "I.", ["n_1"], text_columns=("c",)).latex("tab:t-1")
+    lines = text.splitlines()
+    row = lines[lines.index(r"\midrule") + 1]
+    assert row == (
+        r"100\% of a\_b \& \{c\} \#1 \$x \textasciitilde{} \textasciicircum{} \textbackslash{} "
+        r"\textless{}\textbar{}\textgreater{} & 3$\times$3 $\rightarrow$ $-$50.3\% $\pm$ 1 -- 1-D \ldots{} & "
+        r"say ``yes'' to \texttt{conv\_1} \\"
+    )
+    assert r"\begin{tabular}{lrl}" in lines
+    assert r"\caption{T. I.}" in lines
+    assert r"\label{tab:t-1}" in lines
+    assert lines[-2] == r"\par\footnotesize n\_1"
+
+
+def test_csv_parses_back():
+    table = Table("T", ["a", "b, c"], [["`x`", "1,234,567"], ["one, two", "-1,234.5%"], ['a "b"', "12,34\nx"]])
+    assert list(csv.reader(io.StringIO(table.csv()))) == [
+        ["a", "b, c"],
+        ["x", "1234567"],
+        ["one, two", "-1234.5%"],
+        ['a "b"', "12,34\nx"],
+    ]
+
+
+def test_pareto_front():
+    points = [(3, 90), (1, 80), (2, 70), (4, 90), (3, 85), (5, 91)]
+    assert pareto_front(points) == [(1, 80), (3, 90), (5, 91)]
+
+
+def test_curves_over_seeds(tmp_path):
+    histories = [
+        [{"epoch": 1, "test_top1": 10.0}, {"epoch": 2}, {"epoch": 3, "test_top1": 30.0}],
+        [{"epoch": 1, "test_top1": 14.0}],
+    ]
+    records = [{**record("a", seed, 90.0), "history": history} for seed, history in enumerate(histories)]
+    (row, *_) = trained_rows(write_spec(tmp_path, SPEC), records)
+    assert row.curve("test_top1") == {1: (12.0, pytest.approx(8**0.5), 2), 3: (30.0, 0.0, 1)}
+
+
+def test_figures_of_a_training_table(tmp_path):
+    history = [{"epoch": 1, "test_top1": 50.0, "train_loss": 1.0}]
+    put_record(tmp_path / "runs.jsonl", {**record("a", 0, 90.0), "history": history})
+    draw_figures(write_spec(tmp_path, SPEC), tmp_path)
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == [
+        f"mine_{figure}.{suffix}" for figure in ("curves", "pareto") for suffix in ("png", "svg")
+    ]
+
+
+@pytest.mark.parametrize("kind", ["training", "speed", "parameters", "coverage"])
+def test_tables_that_were_not_made_name_their_command(tmp_path, kind):
+    spec = write_spec(tmp_path, f"title: Mine\nkind: {kind}\nrows: []")
+    with pytest.raises(TableError, match=r"make reproduce-table TABLE=mine"):
+        stored_tables(spec, tmp_path)
+    write_json(tmp_path / "backbones.json", {})
+    with pytest.raises(TableError, match=r"make reproduce-table TABLE=mine"):
+        stored_tables(spec, tmp_path)
 
 
 def test_readme_marks(tmp_path):
@@ -136,6 +213,19 @@ def test_shipped_specifications(name):
             assert published["source"]  # no number without its source
         elif published is not None:
             assert row["source"]
+
+
+@pytest.mark.parametrize("name", table_names(EXPERIMENTS))
+def test_results_hold_what_the_measurements_say(name, tmp_path):
+    spec = load_spec(EXPERIMENTS, name)
+    write_tables(tmp_path, name, stored_tables(spec, ROOT / "results"), command_for(spec))
+    made = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.suffix for path in made} == {".md", ".tex", ".csv"}
+    for path in made:
+        assert path.read_bytes() == (ROOT / "results" / path.relative_to(tmp_path)).read_bytes()
+        if path.suffix == ".tex":
+            assert path.read_text().isascii()  # every character that our tables use is one that LaTeX is told about
+            assert "`" not in path.read_text().split("\n", 1)[1].replace("``", "")
 
 
 @pytest.mark.parametrize("name", table_names(EXPERIMENTS))

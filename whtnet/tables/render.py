@@ -1,5 +1,7 @@
-"""A table as data, and as Markdown, as text in a terminal, and in the README."""
+"""A table as data, and as Markdown, LaTeX, CSV, as text in a terminal, and in the README."""
 
+import csv
+import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,28 +37,73 @@ class Table:
 
     def markdown(self, level: int = 2) -> str:
         """GitHub Markdown under a heading of the given level."""
-        rule = [":---" if self._is_text(i) else "---:" for i in range(len(self.columns))]
+        rule = [":---" if self.is_text(i) else "---:" for i in range(len(self.columns))]
         lines = [_markdown_row(row) for row in (self.columns, rule, *self.rows)]
         parts = [f"{'#' * level} {self.title}", self.intro, "\n".join(lines), "\n".join(f"- {n}" for n in self.notes)]
         return "\n\n".join(part for part in parts if part) + "\n"
+
+    def latex(self, label: str) -> str:
+        r"""A ``table`` float for a paper that loads booktabs, pure ASCII where the cells use the characters known here.
+
+        The caption is title and intro; the notes stand below. ``label`` is what ``\ref`` takes.
+        """
+        alignment = "".join("l" if self.is_text(i) else "r" for i in range(len(self.columns)))
+        head, *body = [" & ".join(map(_latex, row)) + r" \\" for row in (self.columns, *self.rows)]
+        lines = [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{_latex(f'{self.title}. {self.intro}'.strip())}}}",
+            rf"\label{{{label}}}",
+            rf"\begin{{tabular}}{{{alignment}}}",
+            *(r"\toprule", head, r"\midrule", *body, r"\bottomrule"),
+            r"\end{tabular}",
+            *(rf"\par\footnotesize {_latex(note)}" for note in self.notes),
+            r"\end{table}",
+        ]
+        return "\n".join(lines) + "\n"
+
+    def csv(self) -> str:
+        """Columns and cells alone, for a program: without code marks, numbers without separators of thousands."""
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(
+            [_csv(cell) for cell in row] for row in (self.columns, *self.rows)
+        )
+        return text.getvalue()
 
     def rich(self) -> RichTable:
         """For a terminal."""
         table = RichTable(title=self.title, caption="\n".join(self.notes) or None, caption_justify="left")
         for i, column in enumerate(self.columns):
-            table.add_column(column, justify="left" if self._is_text(i) else "right", overflow="fold")
+            table.add_column(column, justify="left" if self.is_text(i) else "right", overflow="fold")
         for row in self.rows:
             table.add_row(*row)
         return table
 
-    def _is_text(self, index: int) -> bool:
+    def is_text(self, index: int) -> bool:
+        """Whether the column is left-aligned."""
         return index == 0 or self.columns[index] in self.text_columns
 
 
-def write_markdown(path: Path, tables: Sequence[Table], command: str) -> None:
-    """Write tables to a Markdown file that says which command made it."""
-    head = f"<!-- Made by `{command}`; changes by hand are lost. -->\n\n"
-    atomic_write(path, head + "\n".join(table.markdown() for table in tables))
+def write_tables(folder: Path, name: str, tables: Sequence[Table], command: str) -> Path:
+    """Write tables to ``NAME.md``, and each to ``tables/NAME-1.tex`` and ``.csv``, ``NAME-2`` and so on.
+
+    Args:
+        folder: of the results.
+        name: of the files.
+        tables: in order.
+        command: what makes them; the files that admit a comment say so.
+
+    Returns:
+        Path of the Markdown file.
+    """
+    made = f"Made by `{command}`; changes by hand are lost."
+    markdown = folder / f"{name}.md"
+    atomic_write(markdown, f"<!-- {made} -->\n\n" + "\n".join(table.markdown() for table in tables))
+    for number, table in enumerate(tables, start=1):
+        path = folder / "tables" / f"{name}-{number}"
+        atomic_write(path.with_suffix(".tex"), f"% {made} Needs booktabs.\n" + table.latex(f"tab:{path.name}"))
+        atomic_write(path.with_suffix(".csv"), table.csv())
+    return markdown
 
 
 def update_readme(readme: Path, name: str, table: Table) -> None:
@@ -77,3 +124,29 @@ def update_readme(readme: Path, name: str, table: Table) -> None:
 
 def _markdown_row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+
+_LATEX_CHARACTERS = str.maketrans(
+    {character: f"\\{character}" for character in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "`": r"\textasciigrave{}"}
+    | {"×": r"$\times$", "→": r"$\rightarrow$", "±": r"$\pm$", "−": "$-$", "–": "--", "…": r"\ldots{}", "\n": " "}
+)
+
+
+def _latex(cell: str) -> str:
+    cell = re.sub(r"(?<!\w)-(?=\d)", "−", cell)  # a sign, not a hyphen
+    text, *rest = re.split(r"`([^`]+)`", cell)
+    parts = [_latex_text(text)]
+    for code, after in zip(rest[::2], rest[1::2], strict=True):
+        parts += [rf"\texttt{{{code.translate(_LATEX_CHARACTERS)}}}", _latex_text(after)]
+    return "".join(parts)
+
+
+def _latex_text(text: str) -> str:
+    return re.sub(r'"([^"]*)"', r"``\1''", text.translate(_LATEX_CHARACTERS))
+
+
+def _csv(cell: str) -> str:
+    cell = cell.replace("`", "")
+    return cell.replace(",", "") if re.fullmatch(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?%?", cell) else cell

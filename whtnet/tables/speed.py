@@ -15,6 +15,8 @@ SIZES = tuple(2**k for k in range(1, 13))
 _POINTS = 1 << 20  # numbers that each size is timed on
 _TRAINING_BATCH, _BATCHES = 128, (1, 128)
 
+_MODES = {f"inference, batch {batch}": f"inference_{batch}" for batch in _BATCHES} | {"training step": "training"}
+
 Step = Callable[[float, str], None]
 
 
@@ -176,10 +178,49 @@ def _layer_rows(spec: TableSpec, measured: Mapping[str, Any], suffix: str) -> li
     return rows
 
 
+def layer_ratios(spec: TableSpec, measured: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """By the label of each layer but the convolutions: how many times as fast as its test's convolution it is.
+
+    Returns:
+        Two ratios of medians, of the forward pass and of forward and backward.
+    """
+    ratios = {}
+    for row in (row for row in spec.rows if "conv" not in row["id"]):
+        modes = measured["layers"][row["test"]]
+        base = next(_contender(r) for r in spec.rows if r["test"] == row["test"])
+        forward, both = (
+            modes[m][base]["median"] / modes[m][_contender(row)]["median"] for m in ("forward", "training")
+        )
+        ratios[f"{row['label']} ({row['test'].upper()})"] = (forward, both)
+    return ratios
+
+
+def growth(measured: Mapping[str, Any]) -> dict[str, list[tuple[int, float]]]:
+    """By the label of a layer over channels: (n, nanoseconds for a vector of n channels), by rising n."""
+    labels = {"conv1x1": "1×1 convolution", "bwht1d": "1D-FWHT", "copy": "copy"}
+    return {
+        label: sorted((int(n), seconds * 1e9) for n, seconds in measured["sizes"][name].items())
+        for name, label in labels.items()
+    }
+
+
+def network_ratios(measured: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """By the label of a network with a policy, by mode: the time without the policy over the time with it."""
+    ratios = {}
+    for row in (row for row in measured["networks"] if row["policy"] != "none"):
+        base = _unreplaced(row, measured["networks"])
+        ratios[row["label"]] = {name: base[key]["median"] / row[key]["median"] for name, key in _MODES.items()}
+    return ratios
+
+
+def _unreplaced(row: Mapping[str, Any], networks: list[Mapping[str, Any]]) -> Mapping[str, Any]:
+    return next(other for other in networks if other["backbone"] == row["backbone"] and other["policy"] == "none")
+
+
 def _network_table(networks: list[Mapping[str, Any]]) -> Table:
     body = []
     for row in networks:
-        base = next(other for other in networks if other["backbone"] == row["backbone"] and other["policy"] == "none")
+        base = _unreplaced(row, networks)
         cells = [row["label"], f"{row['cost']['parameters']:,}", f"{row['cost']['macs'] / 1e6:,.1f}"]
         for key in (*(f"inference_{batch}" for batch in _BATCHES), "training"):
             mine, theirs = row[key]["median"], base[key]["median"]

@@ -1,0 +1,66 @@
+"""Tables again from the measurements in ``results/``, without measuring anything."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from whtnet.records import read_records
+from whtnet.tables.parameters import coverage_tables, parameter_tables
+from whtnet.tables.render import Table
+from whtnet.tables.spec import TableError, TableSpec
+from whtnet.tables.speed import speed_tables
+from whtnet.tables.training import TrainedRow, place, trained_rows, training_table
+
+RECORDS = "runs.jsonl"
+
+
+def command_for(spec: TableSpec) -> str:
+    """The command that makes a table."""
+    return f"make reproduce-table TABLE={spec.name}"
+
+
+def measurements_file(spec: TableSpec) -> str:
+    """Name of the file in ``results/`` that holds what a table shows."""
+    return RECORDS if spec.kind == "training" else f"{spec.name}.json"
+
+
+def stored_tables(spec: TableSpec, results: Path) -> list[Table]:
+    """The tables of ``spec``.
+
+    Raises:
+        TableError: if nothing was measured for it; names the command that does.
+        RecordError: for a damaged file of records.
+    """
+    if spec.kind == "training":
+        stored_rows(spec, results)
+        return [training_table(spec, read_records(results / RECORDS))]
+    stored = stored_measurements(spec, results)
+    match spec.kind:
+        case "parameters":
+            return parameter_tables(spec, stored["rows"], stored["families"])
+        case "coverage":
+            return coverage_tables(spec, stored["pairs"])
+        case _:
+            return speed_tables(spec, stored, place(stored["environment"]))
+
+
+def stored_rows(spec: TableSpec, results: Path) -> list[TrainedRow]:
+    """The rows of a training table, those without a record left out; raises as :func:`stored_tables`."""
+    rows = [row for row in trained_rows(spec, read_records(results / RECORDS)) if row.records]
+    if not rows:
+        raise _missing(spec, results)
+    return rows
+
+
+def stored_measurements(spec: TableSpec, results: Path) -> Mapping[str, Any]:
+    """What was counted or timed for a table of another kind; raises as :func:`stored_tables`."""
+    path = results / measurements_file(spec)
+    if not path.is_file():
+        raise _missing(spec, results)
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _missing(spec: TableSpec, results: Path) -> TableError:
+    path = results / measurements_file(spec)
+    return TableError(f"{path} holds nothing of table {spec.name!r}; make it with `{command_for(spec)}`")
