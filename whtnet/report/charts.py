@@ -1,0 +1,280 @@
+"""The charts of the report as plotly figures; the page adds the colours of its theme."""
+
+import json
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+import torch
+from torch import Tensor
+
+from whtnet.tables.figures import COSTS, METRICS, PALETTE
+from whtnet.tables.spec import TableSpec
+from whtnet.tables.speed import growth, layer_ratios, network_ratios
+from whtnet.tables.training import TrainedRow, pareto_front, spread
+from whtnet.transforms import sequency_permutation
+
+_GREY = "#888888"  # for what must be seen on a light and on a dark page
+_HEIGHT, _ROW, _LEGEND_LINE, _MAP = 340, 34, 20, 250  # pixels
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure under a title; ``small`` ones stand several in a line."""
+
+    title: str
+    figure: go.Figure
+    small: bool = False
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What ``Plotly.newPlot`` takes, as plain JSON."""
+        return json.loads(self.figure.to_json())
+
+
+def pareto_charts(rows: Sequence[TrainedRow]) -> list[Chart]:
+    """Accuracy against parameters, and against MACs, with the front of the rows that no cheaper one beats."""
+    return [_pareto(rows, cost, name) for cost, name in COSTS.items()]
+
+
+def _pareto(rows: Sequence[TrainedRow], cost: str, name: str) -> Chart:
+    front = pareto_front([(row.cost[cost], row.top1.mean) for row in rows])
+    x, y = zip(*front, strict=True)
+    traces = [
+        go.Scatter(x=x, y=y, mode="lines", line=_line(_GREY, dash="dot", shape="hv"), name="front", hoverinfo="skip")
+    ]
+    for row, color in _colored(rows):
+        deviation = {"type": "data", "array": [row.top1.sd], "visible": row.top1.n > 1}
+        traces.append(
+            _point(row.cost[cost], row.top1.mean, _wrapped(row.label), color, str(row.top1), error_y=deviation)
+        )
+        if cost in row.published and "top1" in row.published:
+            text = f"{row.published['top1']:.2f}<br>{_wrapped(row.published['source'])}"
+            marker = {"symbol": "circle-open", "line": {"width": 2}}
+            traces.append(_point(row.published[cost], row.published["top1"], "published", color, text, **marker))
+    layout = {"xaxis_title": name, "yaxis_title": METRICS["test_top1"]}
+    return Chart(f"Accuracy against {name}", _figure(traces, **layout))
+
+
+def _point(x: float, y: float, name: str, color: str, text: str, error_y: Any = None, **marker: Any) -> go.Scatter:
+    template = "%{x:,}<br>%{text}"
+    return go.Scatter(
+        x=[x],
+        y=[y],
+        mode="markers",
+        marker={"color": color, "size": 11, **marker},
+        error_y=error_y,
+        name=name,
+        text=[text],
+        hovertemplate=template,
+    )
+
+
+def curve_charts(rows: Sequence[TrainedRow]) -> list[Chart]:
+    """Accuracy and loss by epoch: mean, and a band of ± one standard deviation where there are several seeds."""
+    charts = []
+    for metric, name in METRICS.items():
+        traces = [trace for row, color in _colored(rows) for trace in _curve(row, metric, color)]
+        layout = {"xaxis_title": "epoch", "yaxis_title": name, "hovermode": "x unified"}
+        charts.append(Chart(name[0].upper() + name[1:], _figure(traces, **layout)))
+    return charts
+
+
+def _curve(row: TrainedRow, metric: str, color: str) -> list[go.Scatter]:
+    curve = row.curve(metric)
+    epochs, spreads = list(curve), list(curve.values())
+    mean = go.Scatter(
+        x=epochs,
+        y=[s.mean for s in spreads],
+        mode="lines",
+        line=_line(color),
+        name=_wrapped(row.label),
+        text=[str(s) for s in spreads],
+        hovertemplate="%{text}",
+        legendgroup=row.label,
+    )
+    if all(s.n == 1 for s in spreads):
+        return [mean]
+    band = go.Scatter(
+        x=[*epochs, *reversed(epochs)],
+        y=[*(s.mean + s.sd for s in spreads), *(s.mean - s.sd for s in reversed(spreads))],
+        fill="toself",
+        fillcolor=_transparent(color),
+        line={"width": 0},
+        mode="lines",
+        hoverinfo="skip",
+        showlegend=False,
+        legendgroup=row.label,
+    )
+    return [band, mean]
+
+
+def speed_charts(spec: TableSpec, measured: Mapping[str, Any]) -> list[Chart]:
+    """Layers against convolutions, time against the number of channels, networks against their baselines."""
+    layers = layer_ratios(spec, measured)
+    modes = {
+        mode: {label: ratios[i] for label, ratios in layers.items()}
+        for i, mode in enumerate(("forward", "forward + backward"))
+    }
+    networks = network_ratios(measured)
+    by_mode = {
+        mode: {label: ratios[mode] for label, ratios in networks.items()} for mode in next(iter(networks.values()))
+    }
+    lines = [
+        go.Scatter(
+            x=[n for n, _ in points],
+            y=[time for _, time in points],
+            mode="lines+markers",
+            name=label,
+            line=_line(color),
+            hovertemplate="n = %{x}: %{y:.3g} ns",
+        )
+        for (label, points), color in zip(growth(measured).items(), (PALETTE[1], PALETTE[0], _GREY), strict=True)
+    ]
+    layout = {"xaxis_title": "channels n", "yaxis_title": "time for n numbers (ns)"}
+    log = {"xaxis_type": "log", "xaxis_dtick": "D1", "yaxis_type": "log", "yaxis_dtick": 1}
+    return [
+        Chart("Times as fast as the convolution, layers", _ratio_bars(modes, "× (3×3 for 2D, 1×1 for 1D)", "log")),
+        Chart("Times as fast as without the policy, networks", _ratio_bars(by_mode, "×", "linear")),
+        Chart("Time against the number of channels", _figure(lines, **layout, **log)),
+    ]
+
+
+def _ratio_bars(by_mode: Mapping[str, Mapping[str, float]], title: str, scale: str) -> go.Figure:
+    figure = _bars(
+        {mode: {_wrapped(k, 26): (v, 0.0) for k, v in bars.items()} for mode, bars in by_mode.items()}, ".3~g"
+    )
+    figure.add_vline(1, line=_line(_GREY, dash="dot"))
+    return figure.update_layout(xaxis_title=title, xaxis_type=scale)
+
+
+def zero_chart(rows: Sequence[TrainedRow]) -> Chart:
+    """Share of coefficients that are zero after thresholding by layer, mean and deviation over seeds."""
+    by_row = {}
+    for row in rows:
+        shares: dict[str, list[float]] = {}
+        for layer in (layer for record in row.records for layer in record.get("layers", ())):
+            shares.setdefault(layer["name"], []).append(100 * layer["zero_share"])
+        if shares:
+            by_row[_wrapped(row.label)] = {name: spread(values)[:2] for name, values in shares.items()}
+    figure = _bars(by_row, ".1f").update_layout(xaxis_title="zero after thresholding (%)")
+    return Chart("Coefficients set to zero, by layer", figure.update_xaxes(range=[0, 105]))
+
+
+def layer_charts(row: TrainedRow) -> list[Chart]:
+    """Thresholds and transform-domain weights of every recorded layer of the row's first seed, in sequency order."""
+    layers = next((record["layers"] for record in row.records if record.get("layers")), [])
+    names = {"threshold": "thresholds T", "weight": "weights V"}
+    return [
+        Chart(f"{layer['name']}: {name}{place}", draw(values), small=True)
+        for layer in layers
+        for key, name in names.items()
+        if layer[key] is not None
+        for place, draw, values in _panels(layer, key)
+    ]
+
+
+def _panels(layer: Mapping[str, Any], key: str) -> list[tuple[str, Any, Tensor]]:
+    values = torch.tensor(layer[key])
+    if key == "threshold" and layer["clamp"]:
+        values = values.relu()
+    if layer["kind"] == "BWHT1d":
+        return [("", _block_lines, in_sequency_order(values, dims=1))]
+    maps = in_sequency_order(values, dims=2)
+    if maps.dim() == 2:
+        return [("", _heatmap, maps)]
+    return [(f", path {path}", _heatmap, one) for path, one in enumerate(maps, start=1)]
+
+
+def in_sequency_order(values: Tensor, dims: int) -> Tensor:
+    """Sort the last ``dims`` dimensions, whose sizes are powers of two, from natural into sequency order."""
+    for dim in range(-dims, 0):
+        values = values.index_select(dim, sequency_permutation(values.shape[dim]))
+    return values
+
+
+def _heatmap(values: Tensor) -> go.Figure:
+    hover = "sequency (%{y}, %{x}): %{z:.4g}<extra></extra>"
+    trace = go.Heatmap(z=_digits(values), coloraxis="coloraxis", hovertemplate=hover)
+    figure = _figure([trace], height=_MAP, coloraxis={"cmid": 0, "colorbar": {"thickness": 10, "len": 1}})
+    figure.update_xaxes(constrain="domain", showgrid=False)
+    return figure.update_yaxes(autorange="reversed", scaleanchor="x", constrain="domain", showgrid=False)
+
+
+def _block_lines(values: Tensor) -> go.Figure:
+    traces = [
+        go.Scatter(
+            y=_digits(block),
+            mode="lines",
+            line=_line(PALETTE[i % len(PALETTE)], width=1.5),
+            name=f"block {i}",
+            hovertemplate="sequency %{x}: %{y:.4g}",
+        )
+        for i, block in enumerate(values)
+    ]
+    return _figure(traces, height=_MAP, showlegend=False, xaxis_title="sequency")
+
+
+def _bars(groups: Mapping[str, Mapping[str, tuple[float, float]]], digits: str) -> go.Figure:
+    # By the group, by the label of a bar: its value and deviation.
+    traces = [
+        go.Bar(
+            y=list(bars),
+            x=[value for value, _ in bars.values()],
+            error_x={
+                "type": "data",
+                "array": [sd for _, sd in bars.values()],
+                "visible": any(sd for _, sd in bars.values()),
+            },
+            orientation="h",
+            name=name,
+            marker={"color": PALETTE[i % len(PALETTE)]},
+            hovertemplate=f"%{{y}}: %{{x:{digits}}}",
+            texttemplate=f"%{{x:{digits}}}",
+            textposition="outside",
+            cliponaxis=False,
+        )
+        for i, (name, bars) in enumerate(groups.items())
+    ]
+    labels = {label for bars in groups.values() for label in bars}
+    figure = _figure(traces, height=120 + _ROW * max(1, len(groups)) * len(labels) // 2 + _ROW * len(labels) // 2)
+    return figure.update_yaxes(autorange="reversed", showgrid=False)
+
+
+def _figure(traces: list[Any], height: int = _HEIGHT, **layout: Any) -> go.Figure:
+    lines = sum(1 + trace.name.count("<br>") for trace in traces if trace.name and trace.showlegend is not False)
+    shown = layout.get("showlegend", len(traces) > 1)
+    figure = go.Figure(traces)
+    figure.update_layout(
+        template="none",
+        height=height + _LEGEND_LINE * lines * shown,
+        margin={"l": 8, "r": 24, "t": 8, "b": 8},
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        showlegend=shown,
+        **{key: value for key, value in layout.items() if key != "showlegend"},
+    )
+    figure.update_xaxes(automargin=True)
+    return figure.update_yaxes(automargin=True)
+
+
+def _colored(rows: Sequence[TrainedRow]) -> list[tuple[TrainedRow, str]]:
+    return [(row, PALETTE[i % len(PALETTE)]) for i, row in enumerate(rows)]
+
+
+def _line(color: str, **options: Any) -> dict[str, Any]:
+    return {"color": color, "width": 2, **options}
+
+
+def _transparent(color: str) -> str:
+    red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},0.2)"
+
+
+def _wrapped(text: str, width: int = 40) -> str:
+    return "<br>".join(textwrap.wrap(text, width))
+
+
+def _digits(values: Tensor) -> Any:
+    return json.loads(json.dumps(values.double().tolist()), parse_float=lambda number: float(f"{float(number):.4g}"))
