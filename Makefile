@@ -9,7 +9,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help reproduce-table test test-fast lint lock clean
+.PHONY: help reproduce-table report test test-fast lint lock clean
 
 help: ## list targets and tables
 	@echo "Targets:"
@@ -20,6 +20,9 @@ help: ## list targets and tables
 
 reproduce-table: $(READY) ## reproduce the quick tables, or TABLE=NAME; ARGS="--fresh --logger none" passes options
 	$(BIN)/python scripts/reproduce_table.py $(TABLE) $(ARGS)
+
+report: $(READY) ## show all results on one page, results/report.html
+	$(BIN)/python scripts/report.py $(ARGS)
 
 test: $(READY) ## run the whole test suite
 	$(BIN)/python -m pytest -n 2 $(ARGS)

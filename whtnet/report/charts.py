@@ -18,6 +18,7 @@ from whtnet.transforms import sequency_permutation
 
 _GREY = "#888888"  # for what must be seen on a light and on a dark page
 _HEIGHT, _ROW, _LEGEND_LINE, _MAP = 340, 34, 20, 250  # pixels
+_NEUTRAL = {"threshold": 0.0, "weight": 1.0}  # no thresholding; where weights start
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,8 @@ def speed_charts(spec: TableSpec, measured: Mapping[str, Any]) -> list[Chart]:
         for (label, points), color in zip(growth(measured).items(), (PALETTE[1], PALETTE[0], _GREY), strict=True)
     ]
     layout = {"xaxis_title": "channels n", "yaxis_title": "time for n numbers (ns)"}
-    log = {"xaxis_type": "log", "xaxis_dtick": "D1", "yaxis_type": "log", "yaxis_dtick": 1}
+    sizes = lines[0].x[::2]
+    log = {"xaxis_type": "log", "xaxis_tickvals": sizes, "xaxis_ticktext": sizes, "yaxis_type": "log", "yaxis_dtick": 1}
     return [
         Chart("Times as fast as the convolution, layers", _ratio_bars(modes, "× (3×3 for 2D, 1×1 for 1D)", "log")),
         Chart("Times as fast as without the policy, networks", _ratio_bars(by_mode, "×", "linear")),
@@ -144,7 +146,7 @@ def speed_charts(spec: TableSpec, measured: Mapping[str, Any]) -> list[Chart]:
 
 def _ratio_bars(by_mode: Mapping[str, Mapping[str, float]], title: str, scale: str) -> go.Figure:
     figure = _bars(
-        {mode: {_wrapped(k, 26): (v, 0.0) for k, v in bars.items()} for mode, bars in by_mode.items()}, ".3~g"
+        {mode: {_wrapped(k, 26): (v, 0.0) for k, v in bars.items()} for mode, bars in by_mode.items()}, ",.3~r"
     )
     figure.add_vline(1, line=_line(_GREY, dash="dot"))
     return figure.update_layout(xaxis_title=title, xaxis_type=scale)
@@ -152,40 +154,41 @@ def _ratio_bars(by_mode: Mapping[str, Mapping[str, float]], title: str, scale: s
 
 def zero_chart(rows: Sequence[TrainedRow]) -> Chart:
     """Share of coefficients that are zero after thresholding by layer, mean and deviation over seeds."""
-    by_row = {}
-    for row in rows:
+    groups, colors = {}, []
+    for row, color in _colored(rows):
         shares: dict[str, list[float]] = {}
         for layer in (layer for record in row.records for layer in record.get("layers", ())):
             shares.setdefault(layer["name"], []).append(100 * layer["zero_share"])
         if shares:
-            by_row[_wrapped(row.label)] = {name: spread(values)[:2] for name, values in shares.items()}
-    figure = _bars(by_row, ".1f").update_layout(xaxis_title="zero after thresholding (%)")
+            groups[_wrapped(row.label)] = {name: spread(values)[:2] for name, values in shares.items()}
+            colors.append(color)
+    figure = _bars(groups, ".1f", colors).update_layout(xaxis_title="zero after thresholding (%)")
     return Chart("Coefficients set to zero, by layer", figure.update_xaxes(range=[0, 105]))
 
 
 def layer_charts(row: TrainedRow) -> list[Chart]:
-    """Thresholds and transform-domain weights of every recorded layer of the row's first seed, in sequency order."""
-    layers = next((record["layers"] for record in row.records if record.get("layers")), [])
-    names = {"threshold": "thresholds T", "weight": "weights V"}
+    """Thresholds, then transform-domain weights, of the recorded layers of the row's first seed, in sequency order."""
+    layers = next(record["layers"] for record in row.records if record.get("layers"))
     return [
-        Chart(f"{layer['name']}: {name}{place}", draw(values), small=True)
+        Chart(f"{layer['name']}: {name}{path}", figure, small=True)
+        for key, name in (("threshold", "thresholds T"), ("weight", "weights V"))
         for layer in layers
-        for key, name in names.items()
         if layer[key] is not None
-        for place, draw, values in _panels(layer, key)
+        for path, figure in _panels(layer, key)
     ]
 
 
-def _panels(layer: Mapping[str, Any], key: str) -> list[tuple[str, Any, Tensor]]:
+def _panels(layer: Mapping[str, Any], key: str) -> list[tuple[str, go.Figure]]:
     values = torch.tensor(layer[key])
     if key == "threshold" and layer["clamp"]:
         values = values.relu()
     if layer["kind"] == "BWHT1d":
-        return [("", _block_lines, in_sequency_order(values, dims=1))]
-    maps = in_sequency_order(values, dims=2)
-    if maps.dim() == 2:
-        return [("", _heatmap, maps)]
-    return [(f", path {path}", _heatmap, one) for path, one in enumerate(maps, start=1)]
+        return [("", _block_lines(in_sequency_order(values, dims=1)))]
+    neutral = _NEUTRAL[key]
+    maps = in_sequency_order(values, dims=2).reshape(-1, *values.shape[-2:])
+    if len(maps) == 1:
+        return [("", _heatmap(maps[0], neutral))]
+    return [(f", path {path}", _heatmap(one, neutral)) for path, one in enumerate(maps, start=1)]
 
 
 def in_sequency_order(values: Tensor, dims: int) -> Tensor:
@@ -195,10 +198,10 @@ def in_sequency_order(values: Tensor, dims: int) -> Tensor:
     return values
 
 
-def _heatmap(values: Tensor) -> go.Figure:
+def _heatmap(values: Tensor, neutral: float) -> go.Figure:
     hover = "sequency (%{y}, %{x}): %{z:.4g}<extra></extra>"
     trace = go.Heatmap(z=_digits(values), coloraxis="coloraxis", hovertemplate=hover)
-    figure = _figure([trace], height=_MAP, coloraxis={"cmid": 0, "colorbar": {"thickness": 10, "len": 1}})
+    figure = _figure([trace], height=_MAP, coloraxis={"cmid": neutral, "colorbar": {"thickness": 10, "len": 1}})
     figure.update_xaxes(constrain="domain", showgrid=False)
     return figure.update_yaxes(autorange="reversed", scaleanchor="x", constrain="domain", showgrid=False)
 
@@ -217,7 +220,9 @@ def _block_lines(values: Tensor) -> go.Figure:
     return _figure(traces, height=_MAP, showlegend=False, xaxis_title="sequency")
 
 
-def _bars(groups: Mapping[str, Mapping[str, tuple[float, float]]], digits: str) -> go.Figure:
+def _bars(
+    groups: Mapping[str, Mapping[str, tuple[float, float]]], digits: str, colors: Sequence[str] = PALETTE
+) -> go.Figure:
     # By the group, by the label of a bar: its value and deviation.
     traces = [
         go.Bar(
@@ -230,13 +235,13 @@ def _bars(groups: Mapping[str, Mapping[str, tuple[float, float]]], digits: str) 
             },
             orientation="h",
             name=name,
-            marker={"color": PALETTE[i % len(PALETTE)]},
+            marker={"color": color},
             hovertemplate=f"%{{y}}: %{{x:{digits}}}",
             texttemplate=f"%{{x:{digits}}}",
             textposition="outside",
             cliponaxis=False,
         )
-        for i, (name, bars) in enumerate(groups.items())
+        for (name, bars), color in zip(groups.items(), colors, strict=False)
     ]
     labels = {label for bars in groups.values() for label in bars}
     figure = _figure(traces, height=120 + _ROW * max(1, len(groups)) * len(labels) // 2 + _ROW * len(labels) // 2)

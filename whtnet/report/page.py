@@ -127,14 +127,16 @@ def _speed(specs: Iterable[TableSpec], results: Path) -> Section:
 def _layers(specs: Iterable[TableSpec], results: Path) -> Section:
     blocks = []
     for spec in _of_kind(specs, "training"):
-        rows = [row for row in stored_rows(spec, results) if any(record.get("layers") for record in row.records)]
-        if rows:
+        rows = stored_rows(spec, results)
+        inspected = [row for row in rows if any(record.get("layers") for record in row.records)]
+        if inspected:
             blocks.append(Block(f"zeros-{spec.name}", spec.title, charts=[zero_chart(rows)]))
-        for number, row in enumerate(rows):
+        for number, row in enumerate(inspected):
             blocks.append(Block(f"layers-{spec.name}-{number}", f"{spec.title}: {row.label}", charts=layer_charts(row)))
     text = (
-        "Thresholds and transform-domain weights in sequency order, the lowest sequency at the upper left: colours "
-        "diverge at zero. Of the first seed; shares of zeros are of one batch of test images, mean over seeds."
+        "Thresholds and transform-domain weights of the first seed, in sequency order, the lowest at the upper left. "
+        "Colours diverge from 0 for thresholds, from 1, where they start, for weights. Shares of zeros are of one "
+        "batch of test images, mean over seeds."
     )
     return Section("layers", "What the layers learned", text, blocks)
 

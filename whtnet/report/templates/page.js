@@ -20,7 +20,7 @@ function themed(layout) {
 function draw(chart) {
   chart.figure ??= JSON.parse(chart.querySelector("script").textContent);
   const { data, layout } = chart.figure;
-  Plotly.react(chart, data, themed(layout), { responsive: true, displaylogo: false, displayModeBar: coarse ? false : "hover" });
+  Plotly.react(chart, data, themed(layout), { responsive: true, displayModeBar: false });
 }
 
 function redraw() {
