@@ -174,18 +174,17 @@ def browse(path, dark):
 
 
 PROBE = """<script>
-setTimeout(() => {
-  const background = () => document.querySelector(".bg, .main-svg").style.background;
+(async () => {
+  const until = async (condition) => { while (!condition()) await new Promise((go) => setTimeout(go, 250)); };
+  const background = () => document.querySelector(".main-svg").style.background;
+  const drawn = () => charts.filter((chart) => chart.querySelector(".main-svg .xy")).length;
+  await until(() => drawn() === charts.length);
   const before = background();
   document.getElementById("theme").click();
-  setTimeout(() => {
-    document.body.dataset.probe = JSON.stringify({
-      before, after: background(),
-      drawn: charts.filter((chart) => chart.querySelector(".main-svg .xy, .main-svg .plot")).length,
-      broad: document.documentElement.scrollWidth > innerWidth,
-    });
-  }, 5000);
-}, 10000);
+  await until(() => background() !== before);
+  const broad = document.documentElement.scrollWidth > innerWidth;
+  document.body.dataset.probe = JSON.stringify({ drawn: drawn(), before, after: background(), broad });
+})();
 </script>"""
 
 
@@ -202,7 +201,7 @@ def test_every_chart_is_drawn_in_both_themes(project, dark):
     dom, messages = browse(page, dark)
     assert messages == []
     match = re.search(r'data-probe="([^"]*)"', dom)
-    assert match, "the page did not come to its end"
+    assert match, "not all charts were drawn, or did not follow the theme"
     probe = json.loads(match[1].replace("&quot;", '"'))
     assert probe["drawn"] == len(charts_in(html)) > 10
     light_card, dark_card = "rgb(247, 248, 250)", "rgb(27, 31, 37)"

@@ -34,6 +34,7 @@ const observer = new IntersectionObserver((entries) => {
   }
 }, { rootMargin: "600px" });
 charts.forEach((chart) => observer.observe(chart));
+addEventListener("beforeprint", () => charts.forEach(draw));
 
 const preference = matchMedia("(prefers-color-scheme: dark)");
 preference.addEventListener("change", redraw);
