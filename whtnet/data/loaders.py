@@ -1,7 +1,8 @@
 """Batches of normalised images: from memory, augmented whole batches at a time, or through worker processes.
 
-Whatever is random in epoch e is drawn from (seed, e) alone, so a run that is resumed at an epoch sees the same batches
-as one that was never interrupted, on any device and with any number of workers.
+Whatever is random in epoch e is drawn from (seed, e) alone, so a run that is resumed sees the same batches as one that
+was never interrupted, on any device and with any number of workers. Where several processes train one model, each gets
+its share of every batch; all of it together are the same images, augmented in the same way, as one process gets.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils import data
 
+from whtnet import distributed
 from whtnet.data.parts import DatasetError, Part, Triple
 from whtnet.seeding import mix_seeds
 
@@ -27,17 +29,19 @@ class Loader:
     """Iterates over batches: images ``(N, C, H, W)`` float32, normalised, and labels ``(N,)`` int64, on a device.
 
     ``len()`` is the number of batches. A training loader leaves out the last, incomplete batch of an epoch.
+    Where several processes train one model, each iterates over its shares of the batches, and an evaluation passes over
+    those that are empty.
 
     Args:
         part: images and labels.
-        batch_size: images a batch; cut down to as many as there are.
+        batch_size: images a batch, over all processes; cut down to as many as there are.
         device: of the batches.
         channels_last: memory format of the images.
         seed: of order and augmentation; None for evaluation: all images, in order, unchanged.
 
     Attributes:
-        batch_size: images a batch.
-        num_samples: images an epoch.
+        batch_size: images a batch, over all processes.
+        num_samples: images an epoch, likewise.
     """
 
     def __init__(
@@ -55,7 +59,12 @@ class Loader:
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.batch_size = min(batch_size, len(part))
         self.num_samples = len(part) if seed is None else len(part) // self.batch_size * self.batch_size
-        self.epoch = 0
+        if seed is not None and self.batch_size < distributed.count():
+            raise DatasetError(
+                f"a batch of {self.batch_size} images can't be shared by {distributed.count()} processes; "
+                "raise trainer.batch_size, or start fewer"
+            )
+        self.epoch = self.first_batch = 0
 
     def __len__(self) -> int:
         return -(-self.num_samples // self.batch_size)
@@ -63,14 +72,20 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         raise NotImplementedError
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, counted from 0, whose batches the next iteration gives."""
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
+        """Choose the epoch, and the batch in it, both counted from 0, with which the next iteration begins."""
+        self.epoch, self.first_batch = epoch, first_batch
 
     def _order(self, generator: torch.Generator) -> Tensor:
         if self.seed is None:
             return torch.arange(self.num_samples)
         return torch.randperm(len(self.part), generator=generator)[: self.num_samples]
+
+    def _shares(self, plan: Tensor) -> list[Tensor]:
+        """This process's part of every batch of ``plan``, ``(..., images)``."""
+        batches = plan.split(self.batch_size, dim=-1)[self.first_batch :]
+        shares = [batch[..., distributed.share(batch.shape[-1])] for batch in batches]
+        return [share for share in shares if share.numel()]
 
 
 @dataclass(frozen=True)
@@ -111,7 +126,7 @@ class MemoryLoader(Loader):
         shifts = torch.randint(0, 2 * self.crop_padding + 1, (2, len(order)), generator=generator)
         mirrored = torch.randint(0, 2, order.shape, generator=generator) * int(self.flip)
         plan = torch.stack([order, *shifts, mirrored]).to(self.store)
-        for chosen, rows, columns, mirror in plan.split(self.batch_size, dim=1):
+        for chosen, rows, columns, mirror in self._shares(plan):
             images = self.images.index_select(0, chosen)
             if self.augments:
                 images = crop_and_flip(images, rows, columns, mirror.bool(), self.crop_padding)
@@ -142,8 +157,7 @@ class FileLoader(Loader):
         generator = epoch_generator(self.seed or 0, self.epoch)
         batches = data.DataLoader(
             _Transformed(self.part, self.transform, None if self.seed is None else (self.seed, self.epoch)),
-            batch_size=self.batch_size,
-            sampler=self._order(generator).tolist(),
+            batch_sampler=[share.tolist() for share in self._shares(self._order(generator))],
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
             generator=generator,  # otherwise each pass would draw from, and so change, the global generator

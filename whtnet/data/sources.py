@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from whtnet.data.parts import DatasetError, DatasetNotFoundError, Part, Triple, open_parts, stratified_split
+from whtnet.files import locked
 
 SMALL_SET = 10_000  # images; up to here images of any size are resized once and kept
 ALL_VALIDATION = ("validation", "val", "valid", "eval")
@@ -152,9 +153,19 @@ def _torchvision(place: Place, download: bool) -> Source:
         if len(classes) != num_classes:
             raise DatasetError(f"{tars[0]} has {len(classes)} classes, but {place.name} has {num_classes}")
         return Source(classes, *(part.decode() for part in parts), mean, std)
-    read = functools.partial(getattr(torchvision.datasets, class_name), place.root, download=download)
+
+    def read(download: bool) -> list[Any]:
+        dataset = getattr(torchvision.datasets, class_name)
+        return [dataset(place.root, train=train, download=download) for train in (True, False)]
+
     try:
-        sets = [read(train=train) for train in (True, False)]
+        try:
+            sets = read(download=False)
+        except (OSError, RuntimeError):
+            if not download:
+                raise
+            with locked(place.root / ".download"):  # the runs of a sweep may all want it at once
+                sets = read(download=True)
     except (OSError, RuntimeError) as error:  # not there or damaged; no network
         raise place.missing(error) from error
     train, test = (Part(_as_rgb32(torch.as_tensor(s.data)), torch.as_tensor(s.targets)) for s in sets)
