@@ -30,10 +30,10 @@ class Batches:
     num_samples, batch_size = 24, 8
 
     def __init__(self, seed=0, poison=None):
-        self.seed, self.poison, self.epoch = seed, poison, 0
+        self.seed, self.poison, self.epoch, self.first = seed, poison, 0, 0
 
-    def set_epoch(self, epoch):
-        self.epoch = epoch
+    def set_epoch(self, epoch, first_batch=0):
+        self.epoch, self.first = epoch, first_batch
 
     def __len__(self):
         return 3
@@ -45,7 +45,8 @@ class Batches:
             images = torch.randn(8, 3, 8, 8, generator=generator) + labels.view(-1, 1, 1, 1) / 5
             if (self.epoch, i) == self.poison:
                 images[0, 0, 0, 0] = math.nan
-            yield images, labels
+            if i >= self.first:
+                yield images, labels
 
 
 def loaders(holdout=False, **options):

@@ -1,10 +1,10 @@
-"""The training loop: one function, resumable after every epoch, deterministic given the seed."""
+"""The training loop: one function, resumable, deterministic given the seed, in one process or several."""
 
 import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -12,16 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from whtnet import distributed
 from whtnet.data import Loaders
 from whtnet.engine.checkpoint import load_checkpoint, save_checkpoint
 from whtnet.engine.config import TrainConfig
+from whtnet.engine.global_batch import GlobalBatch
 from whtnet.errors import UserError
 from whtnet.layers import spectral_parameter_names
+from whtnet.preemption import PreemptedError
 from whtnet.seeding import seed_everything
 
 _LOSS_CHECK_STEPS = 50  # reading the loss waits for a GPU, so it is looked at this often, and at the end of an epoch
+
+_CPU = torch.device("cpu")
 
 Progress = Callable[[float, str], None]
 """Called with the fraction of the run that is done and a line of status."""
@@ -58,14 +64,19 @@ def fit(
     checkpoint: Path | None = None,
     fingerprint: str = "",
     extra: Mapping[str, Any] = MappingProxyType({}),
+    should_stop: Callable[[], bool] = lambda: False,
     on_epoch: Callable[[dict[str, float]], None] = lambda metrics: None,
     on_progress: Progress = lambda fraction, status: None,
 ) -> FitResult:
     """Train ``model`` in place.
 
-    With a ``checkpoint`` path the state is written there after every epoch, and a run that finds one goes on from it;
-    everything random in an epoch is drawn from (seed, epoch), so that on the CPU an interrupted and resumed run ends
-    with the same bits as an uninterrupted one. ``best.pt`` beside it keeps the weights of the best held-out epoch.
+    With a ``checkpoint`` path the state is written there after every epoch, and after the step in which
+    ``should_stop`` says so, and a run that finds one goes on from it; everything random in an epoch is drawn from
+    (seed, epoch), so that on the CPU an interrupted and resumed run ends with the same bits as an uninterrupted one.
+    ``best.pt`` beside it keeps the weights of the best held-out epoch.
+
+    Under ``torchrun`` every process calls this with its shares of the batches, and takes the same steps as a single
+    one would, up to rounding (see :class:`~whtnet.engine.global_batch.GlobalBatch`). The first one writes the files.
 
     Args:
         model: the classifier.
@@ -76,30 +87,44 @@ def fit(
         checkpoint: file to resume from and write to, or None.
         fingerprint: identifies the settings in the checkpoint.
         extra: plain data to keep in the checkpoint besides.
+        should_stop: asked after every step, and in every process: whether to keep the state and leave.
         on_epoch: called with the metrics of each epoch, those of a resumed run's earlier epochs not included.
         on_progress: called every few steps.
 
     Raises:
         NonFiniteLossError: if the loss is NaN or infinite.
         CheckpointError: if the checkpoint is damaged or another run's.
+        PreemptedError: when ``should_stop`` said so.
+        PeerError: if another process ended.
     """
     state = _State.create(model, config, device)
-    if checkpoint is not None and checkpoint.exists():
-        state.load(load_checkpoint(checkpoint, fingerprint, device))
-    run = _Run(state, loaders, config, device, seed, on_progress)
+
+    def load() -> dict[str, Any] | None:
+        return load_checkpoint(checkpoint, fingerprint, _CPU) if checkpoint and checkpoint.exists() else None
+
+    def save(contents: dict[str, Any], name: str | None = None) -> None:
+        if checkpoint and not config.dry_run:
+            path = checkpoint.with_name(name or checkpoint.name)
+            distributed.from_first(lambda: save_checkpoint(path, contents | extra, fingerprint))
+
+    if (saved := distributed.from_first(load)) is not None:
+        state.load(saved)
+    run = _Run(state, loaders, config, device, seed, should_stop, on_progress)
     while state.epoch < config.epochs:
         started = time.perf_counter()
-        metrics = run.train_epoch()
+        try:
+            metrics = run.train_epoch()
+        except PreemptedError:
+            state.seconds += time.perf_counter() - started
+            save(state.dump())
+            raise
         if state.epoch % config.eval_every == 0 or state.epoch == config.epochs or config.dry_run:
             metrics |= run.evaluate_epoch()
         state.seconds += time.perf_counter() - started
         state.history.append(metrics)
-        improved = state.note_best(metrics)
-        if checkpoint is not None and not config.dry_run:
-            if improved:
-                weights = {"model": state.evaluated.state_dict(), "history": [metrics]}
-                save_checkpoint(checkpoint.with_name("best.pt"), weights | extra, fingerprint)
-            save_checkpoint(checkpoint, state.dump() | extra, fingerprint)
+        if state.note_best(metrics):
+            save({"model": state.evaluated.state_dict(), "history": [metrics]}, "best.pt")
+        save(state.dump())
         on_epoch(metrics)
         if config.dry_run:
             break
@@ -112,7 +137,7 @@ def fit(
 def evaluate(
     model: nn.Module, loader: Any, *, autocast: torch.dtype | None = None, max_batches: int | None = None
 ) -> dict[str, float]:
-    """Mean cross-entropy ``loss`` and ``top1`` accuracy in percent of ``model`` over a loader."""
+    """Mean cross-entropy ``loss`` and ``top1`` accuracy in percent of ``model`` over a loader, in all processes."""
     was_training = model.training
     model.eval()
     loss, correct, seen = 0.0, 0, 0
@@ -125,6 +150,7 @@ def evaluate(
         correct += (logits.argmax(1) == labels).sum().item()
         seen += len(labels)
     model.train(was_training)
+    loss, correct, seen = distributed.summed(torch.tensor([loss, correct, seen], dtype=torch.float64)).tolist()
     return {"loss": loss / seen, "top1": 100 * correct / seen}
 
 
@@ -141,6 +167,23 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
 
 
 @dataclass
+class _PartOfEpoch:
+    """How far an epoch has come.
+
+    Attributes:
+        steps: that were taken.
+        totals: ``(2,)``, sum of the losses and number of right answers over their images.
+        seconds: that they took.
+        random: states of the generators: the CPU's, and the GPU's where there is one.
+    """
+
+    steps: int
+    totals: Tensor
+    seconds: float = 0.0
+    random: list[Tensor] = field(default_factory=list)
+
+
+@dataclass
 class _State:
     """All that changes while training, and so all that a checkpoint holds."""
 
@@ -151,6 +194,7 @@ class _State:
     seconds: float
     history: list[dict[str, float]]
     best: dict[str, float] | None = None
+    part: _PartOfEpoch | None = None
 
     @classmethod
     def create(cls, model: nn.Module, config: TrainConfig, device: torch.device) -> "_State":
@@ -185,6 +229,7 @@ class _State:
             "seconds": self.seconds,
             "history": self.history,
             "best": self.best,
+            "part": None if self.part is None else asdict(self.part),
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -194,6 +239,7 @@ class _State:
             self.ema.load_state_dict(state["ema"])
         self.epoch, self.seconds = state["epoch"], state["seconds"]
         self.history, self.best = state["history"], state["best"]
+        self.part = _PartOfEpoch(**state["part"]) if state.get("part") else None
 
 
 @dataclass
@@ -203,52 +249,93 @@ class _Run:
     config: TrainConfig
     device: torch.device
     seed: int
+    should_stop: Callable[[], bool]
     on_progress: Progress
 
     def __post_init__(self) -> None:
         self.autocast = self.config.autocast_dtype(self.device)
         self.steps = len(self.loaders.train)
+        self.batch_size = self.loaders.train.batch_size
+        self.model, self.whole_batch = self.state.model, contextlib.nullcontext()
+        if distributed.count() > 1:
+            with distributed.conversation():
+                self.model = DistributedDataParallel(self.model)
+            self.whole_batch = GlobalBatch(self.batch_size)
 
     def train_epoch(self) -> dict[str, float]:
         state, config = self.state, self.config
-        seed_everything(self.seed, state.epoch)
-        self.loaders.train.set_epoch(state.epoch)
-        state.model.train()
-        loss_sum = torch.zeros((), device=self.device)
-        correct = torch.zeros((), device=self.device)
-        seen, lr = 0, 0.0
         started = time.perf_counter()
-        for i, (images, labels) in enumerate(self.loaders.train):
-            lr = config.lr_at(state.epoch * self.steps + i, self.steps)
-            for group in state.optimizer.param_groups:
-                group["lr"] = lr * group["lr_factor"]
-            with _autocast(self.device, self.autocast):
-                logits = state.model(images)
-            loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
-            state.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            state.optimizer.step()
-            if state.ema is not None:
-                state.ema.update_parameters(state.model)
-            loss_sum += loss.detach() * len(labels)
-            correct += (logits.detach().argmax(1) == labels).sum()
-            seen += len(labels)
-            if (i + 1) % _LOSS_CHECK_STEPS == 0 or i + 1 == self.steps or config.dry_run:
-                self._check_finite(loss_sum, i)
-            self.on_progress((state.epoch + (i + 1) / self.steps) / config.epochs, self._status())
+        part = self._begin_epoch()
+        for images, labels in self.loaders.train:
+            part.totals += self._step(images, labels, self._lr(part.steps))
+            part.steps += 1
+            if part.steps % _LOSS_CHECK_STEPS == 0 or part.steps == self.steps or config.dry_run:
+                self._check_finite(part)
+            self.on_progress((state.epoch + part.steps / self.steps) / config.epochs, self._status())
             if config.dry_run:
                 break
-        train_loss = loss_sum.item() / seen  # waits for the device, so that the time below is the time it took
-        elapsed = time.perf_counter() - started
-        state.epoch += 1
-        return {
-            "epoch": state.epoch,
-            "lr": lr,
-            "train_loss": train_loss,
-            "train_top1": 100 * correct.item() / seen,
-            "images_per_s": seen / elapsed,
-            "seconds": elapsed,
+            if distributed.anywhere(self.should_stop()):
+                self._leave(part, time.perf_counter() - started)
+        loss, correct = distributed.summed(part.totals).tolist()  # waits for the device, so that the time below is true
+        seconds = part.seconds + time.perf_counter() - started
+        images = part.steps * self.batch_size
+        metrics = {
+            "epoch": state.epoch + 1,
+            "lr": self._lr(part.steps - 1),
+            "train_loss": loss / images,
+            "train_top1": 100 * correct / images,
+            "images_per_s": images / seconds,
+            "seconds": seconds,
         }
+        state.epoch += 1
+        return metrics
+
+    def _begin_epoch(self) -> _PartOfEpoch:
+        """Go to where the epoch begins, or to where it was left."""
+        state = self.state
+        seed_everything(self.seed, state.epoch)
+        part, state.part = state.part or _PartOfEpoch(0, torch.zeros(2)), None
+        for generator, random in zip(self._generators(), part.random, strict=False):  # it may have been left on a GPU
+            generator.set_state(random)
+        if not distributed.is_first():
+            part.totals.zero_()  # the first process's has everyone's
+        part.totals = part.totals.to(self.device)
+        self.loaders.train.set_epoch(state.epoch, part.steps)
+        state.model.train()
+        return part
+
+    def _step(self, images: Tensor, labels: Tensor, lr: float) -> Tensor:
+        """Take a step; returns the sum of the losses and the number of right answers, of this process's images."""
+        state = self.state
+        for group in state.optimizer.param_groups:
+            group["lr"] = lr * group["lr_factor"]
+        with _autocast(self.device, self.autocast), self.whole_batch:
+            logits = self.model(images)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.config.label_smoothing)
+        state.optimizer.zero_grad(set_to_none=True)
+        with distributed.conversation():  # DDP averages over processes; what is wanted is the mean over images
+            (loss * (distributed.count() * len(labels) / self.batch_size)).backward()
+        state.optimizer.step()
+        if state.ema is not None:
+            state.ema.update_parameters(state.model)
+        return torch.stack([loss.detach() * len(labels), (logits.detach().argmax(1) == labels).sum()])
+
+    def _lr(self, step: int) -> float:
+        return self.config.lr_at(self.state.epoch * self.steps + step, self.steps)
+
+    def _leave(self, part: _PartOfEpoch, seconds: float) -> None:
+        random = [generator.get_state() for generator in self._generators()]
+        self.state.part = _PartOfEpoch(part.steps, distributed.summed(part.totals), part.seconds + seconds, random)
+        raise PreemptedError(
+            f"stopped on request in epoch {self.state.epoch + 1}, after step {part.steps} of {self.steps}; "
+            "the same command goes on from there"
+        )
+
+    def _generators(self) -> list[torch.Generator]:
+        if self.device.type != "cuda":
+            return [torch.default_generator]
+        index = torch.cuda.current_device() if self.device.index is None else self.device.index
+        return [torch.default_generator, torch.cuda.default_generators[index]]
 
     def evaluate_epoch(self) -> dict[str, float]:
         max_batches = 1 if self.config.dry_run else None
@@ -260,13 +347,18 @@ class _Run:
                 metrics |= {f"{split}_{name}": value for name, value in result.items()}
         return metrics
 
-    def _check_finite(self, loss_sum: Tensor, step: int) -> None:
-        if not math.isfinite(loss_sum.item()):
-            raise NonFiniteLossError(
-                f"the loss became {loss_sum.item()} in epoch {self.state.epoch + 1}, by step {step + 1} of "
-                f"{self.steps}; the checkpoint of the last good epoch is kept. Try a lower trainer.lr, "
-                "trainer.precision=fp32, or policy.options.clamp=true"
-            )
+    def _check_finite(self, part: _PartOfEpoch) -> None:
+        loss = distributed.summed(part.totals)[0].item()
+
+        def check() -> None:
+            if not math.isfinite(loss):
+                raise NonFiniteLossError(
+                    f"the loss became {loss} in epoch {self.state.epoch + 1}, by step {part.steps} of {self.steps}; "
+                    "the checkpoint of the last good epoch is kept. Try a lower trainer.lr, trainer.precision=fp32, or "
+                    "policy.options.clamp=true"
+                )
+
+        distributed.from_first(check)  # and so it is said once
 
     def _status(self) -> str:
         last = self.state.history[-1] if self.state.history else {}
