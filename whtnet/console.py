@@ -11,8 +11,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from whtnet import distributed
 from whtnet.errors import UserError
 from whtnet.policy import Report
+from whtnet.preemption import EXIT_STATUS, PreemptedError, hand_on
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -140,14 +142,25 @@ def print_record(record: Mapping[str, Any]) -> None:
 
 
 def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
-    """Turn errors that the user can mend, and Ctrl-C, into their message and an exit status, without a traceback."""
+    """Turn errors that the user can mend, and Ctrl-C, into their message and an exit status, without a traceback.
+
+    A preempted run ends with status 75. What goes wrong in one of several processes is told by the first one if it
+    knows, else by that one.
+    """
 
     @functools.wraps(main)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return main(*args, **kwargs)
+        except PreemptedError as error:
+            console.print(str(error), style="bold", markup=False)
+            hand_on(error.signals)
+            sys.exit(EXIT_STATUS)
         except UserError as error:
-            console.print(f"error: {error}", style="bold red", markup=False)
+            if distributed.is_first():
+                console.print(f"error: {error}", style="bold red", markup=False)
+            elif not isinstance(error, distributed.PeerError):
+                print(f"error in process {distributed.rank()}: {error}", file=sys.stderr)
             sys.exit(1)
         except KeyboardInterrupt:
             console.print("interrupted; the same command goes on from the last checkpoint", style="bold")

@@ -1,5 +1,9 @@
-"""One run from plain settings to its record: build → replace → fit → record."""
+"""One run from plain settings to its record: build → replace → fit → record.
 
+Where several processes train one model, each calls the same function; the first one alone writes and logs.
+"""
+
+import contextlib
 import datetime
 import hashlib
 import json
@@ -12,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from whtnet import distributed
 from whtnet.backbones import build_backbone
 from whtnet.data import ImageDataset, Loaders, load_dataset
 from whtnet.engine import CHECKPOINT, ConfigError, FitResult, TrainConfig, fit
@@ -20,9 +25,10 @@ from whtnet.files import exclusive_folder
 from whtnet.inspection import describe_layers
 from whtnet.memory import keep_freed_memory
 from whtnet.policy import Policy, Report, apply_policy_
+from whtnet.preemption import listening
 from whtnet.records import environment, write_json
 from whtnet.seeding import seed_everything
-from whtnet.tracking import RunInfo, Sink
+from whtnet.tracking import NullSink, RunInfo, Sink
 
 RECORD = "record.json"
 RESUME = ("auto", "never")
@@ -91,6 +97,8 @@ def run(
 ) -> dict[str, Any]:
     """Train one model and return its record, which is also written to the run's folder as ``record.json``.
 
+    SIGTERM, SIGUSR1 and SIGUSR2 end it after the step that runs; the next call goes on from there.
+
     Args:
         experiment: the settings.
         sink: where the curves go besides the record.
@@ -105,16 +113,13 @@ def run(
     Raises:
         UserError: for settings that can't be, data that is missing, a damaged checkpoint, a run that is in progress in
             another process, a loss that is not finite.
+        PreemptedError: on one of the signals.
     """
-    if resume not in RESUME:
-        raise ConfigError(f"unknown resume={resume!r}; choose one of {', '.join(RESUME)}")
-    folder = experiment.folder(root)
-    if resume == "never":
-        folder = _unused(folder)
-    with exclusive_folder(folder):
-        if (record_file := folder / RECORD).exists():
-            return json.loads(record_file.read_text(encoding="utf-8"))
-        parts = _prepare(experiment)
+    with contextlib.ExitStack() as held:
+        folder, finished = distributed.from_first(lambda: _claim(experiment.folder(root), resume, held))
+        if finished is not None:
+            return finished
+        parts = distributed.together(lambda: _prepare(experiment))
         on_report(parts.report)
         default_group = f"{experiment.dataset['name']}-{experiment.backbone_name}"
         info = RunInfo(
@@ -124,17 +129,20 @@ def run(
             config=experiment.settings | {"cost": parts.cost, "environment": environment(parts.device)},
             run_dir=folder,
         )
+        sink = sink if distributed.is_first() else NullSink()
         sink.start(info)
         record: dict[str, Any] = {}
         try:
-            result = parts.fit(
-                experiment,
-                checkpoint=folder / CHECKPOINT,
-                on_epoch=lambda metrics: sink.log(int(metrics["epoch"]), metrics),
-                on_progress=on_progress,
-            )
+            with listening() as stop_requested:
+                result = parts.fit(
+                    experiment,
+                    checkpoint=folder / CHECKPOINT,
+                    should_stop=stop_requested,
+                    on_epoch=lambda metrics: sink.log(int(metrics["epoch"]), metrics),
+                    on_progress=on_progress,
+                )
             record = _record(experiment, parts, result)
-            write_json(record_file, record)
+            distributed.from_first(lambda: write_json(folder / RECORD, record))
         finally:
             summary = {key: record[key] for key in _SUMMARY if key in record}
             sink.finish(summary | parts.cost, failed=not record)
@@ -143,24 +151,32 @@ def run(
 
 def dry_run(experiment: Experiment) -> tuple[Report, dict[str, float]]:
     """Build the model, train and evaluate one batch, write nothing; returns the policy's report and the metrics."""
-    parts = _prepare(experiment)
+    parts = distributed.together(lambda: _prepare(experiment))
     return parts.report, parts.fit(experiment).history[-1]
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device called ``name``; ``auto`` is a GPU where there is one.
+    """The device called ``name``; ``auto`` is a GPU where there is one, and for each of several processes its own.
 
     Raises:
-        ConfigError: if there is no such device here.
+        ConfigError: if there is no such device here, or one GPU is named for several processes.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if distributed.count() > 1 and name != "cpu":
+        if name != "cuda":
+            raise ConfigError(f"device={name!r} can't serve {distributed.count()} processes; give device=auto")
+        name = f"cuda:{distributed.local_rank()}"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"device={name!r} can't be used here: {reason}; try device=auto") from error
+        raise ConfigError(
+            f"device={name!r} can't be used here: {reason}; try device=auto, and no more processes than GPUs"
+        ) from error
     return device
 
 
@@ -198,6 +214,8 @@ class _Parts:
 
 def _prepare(experiment: Experiment) -> _Parts:
     config = TrainConfig.from_dict(experiment.trainer)
+    if config.compile and distributed.count() > 1:
+        raise ConfigError("trainer.compile=true is for one process; leave it out, or start without torchrun")
     policy = Policy.from_dict(experiment.policy)
     device = resolve_device(experiment.device)
     if device.type == "cpu":
@@ -215,6 +233,17 @@ def _prepare(experiment: Experiment) -> _Parts:
         workers=config.workers,
     )
     return _Parts(config, device, model, report, loaders, dataset)
+
+
+def _claim(folder: Path, resume: str, held: contextlib.ExitStack) -> tuple[Path, dict[str, Any] | None]:
+    """Lock the run's folder as long as ``held`` lasts; also returns the record that is there already."""
+    if resume not in RESUME:
+        raise ConfigError(f"unknown resume={resume!r}; choose one of {', '.join(RESUME)}")
+    if resume == "never":
+        folder = _unused(folder)
+    held.enter_context(exclusive_folder(folder))
+    record = folder / RECORD
+    return folder, json.loads(record.read_text(encoding="utf-8")) if record.exists() else None
 
 
 def _record(experiment: Experiment, parts: _Parts, result: FitResult) -> dict[str, Any]:

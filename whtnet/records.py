@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import whtnet
+from whtnet import distributed
 from whtnet.errors import UserError
 from whtnet.files import atomic_write, locked
 
@@ -111,7 +112,7 @@ def environment(device: torch.device | str) -> dict[str, Any]:
     Returns:
         ``commit`` and ``dirty`` of the checkout (None outside one, as in an installed wheel; results/ and README.md,
         which runs write, do not make it dirty), ``versions`` of the packages, ``platform``, ``device`` (cpu, cuda, …),
-        ``device_name`` and ``threads`` (of PyTorch on the CPU).
+        ``device_name``, ``processes`` that train the model, and ``threads`` of each (of PyTorch on the CPU).
     """
     device = torch.device(device)
     commit, dirty = _checkout()
@@ -123,6 +124,7 @@ def environment(device: torch.device | str) -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         "device": device.type,
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        "processes": distributed.count(),
         "threads": torch.get_num_threads(),
     }
 

@@ -1,0 +1,51 @@
+"""What train.py does with a composed config. It stands here because launchers send it to other processes by name."""
+
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+from whtnet import distributed
+from whtnet.console import ProgressView, console, exit_on_user_error, print_record, print_report
+from whtnet.experiment import RECORD, Experiment, dry_run, run
+from whtnet.tracking import make_sink
+
+
+def only_the_first_speaks() -> None:
+    """Of several processes, leave the output to the first, and to each machine one that says what Hydra objects to.
+
+    From the start of :func:`train` every process has its ``sys.stderr``, for tracebacks.
+    """
+    if not distributed.is_first():
+        sys.stdout = io.StringIO()
+    if distributed.local_rank() > 0:
+        sys.stderr = io.StringIO()
+
+
+@exit_on_user_error
+def train(c: dict[str, Any]) -> float | None:
+    """Run the composed config ``c``, and return the test error in percent, which a Hydra sweeper can minimise."""
+    sys.stderr = sys.__stderr__
+    experiment = Experiment(c["backbone"], c["policy"], c["dataset"], c["trainer"], c["seed"], c["device"])
+    if c["trainer"]["dry_run"]:
+        report, metrics = dry_run(experiment)
+        print_report(report)
+        console.print(f"One batch trained: loss {metrics['train_loss']:.4f}. Nothing was written.")
+        return None
+    root = Path(c["run_root"])
+    folder = experiment.folder(root)
+    finished = c["resume"] == "auto" and (folder / RECORD).exists()
+    console.print(f"run folder: {folder}" + (" (finished earlier; resume=never trains again)" if finished else ""))
+    with ProgressView() as view:
+        record = run(
+            experiment,
+            sink=distributed.together(lambda: make_sink(**c["logger"])),
+            root=root,
+            resume=c["resume"],
+            group=c["group"],
+            tags=tuple(c["tags"]),
+            on_report=print_report,
+            on_progress=view.task(experiment.name),
+        )
+    print_record(record)
+    return 100 - record["test_top1"]
