@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from whtnet.classifier import Classifier
 from whtnet.experiment import Experiment, run
 from whtnet.preemption import EXIT_STATUS, SIGNALS, PreemptedError, hand_on, listening
 from whtnet.tracking import NullSink
@@ -101,6 +102,23 @@ def test_a_signal_stops_after_the_step_and_the_next_call_goes_on_bit_for_bit(tmp
     torch.manual_seed(99)
     run(EXPERIMENT, sink=NullSink(), root=tmp_path / "runs")
     assert_same_bits(results(tmp_path)[0], whole)
+
+
+def test_a_model_that_is_left_within_an_epoch_can_be_loaded_and_claims_no_accuracy(tmp_path):
+    for epochs in (0, 1):
+        with pytest.raises(PreemptedError):
+            run(
+                EXPERIMENT,
+                sink=NullSink(),
+                root=tmp_path,
+                on_progress=lambda fraction, status, at=epochs: (
+                    fraction > at / 3 and os.kill(os.getpid(), signal.SIGTERM)
+                ),
+            )
+        assert Classifier.load(EXPERIMENT.folder(tmp_path)).training_facts == {
+            "data set": "synthetic",
+            "epochs": epochs,
+        }
 
 
 def test_whoever_handled_a_signal_before_gets_it_afterwards():

@@ -131,9 +131,9 @@ class Classifier(
     @classmethod
     def _from_checkpoint(cls, file: Path) -> "Classifier":
         state = load_checkpoint(file, None, torch.device("cpu"))
-        last = state["history"][-1]
+        last = state["history"][-1] if state["history"] else {"epoch": 0}
         facts = {"data set": state["classifier"]["dataset"]["name"], "epochs": last["epoch"]}
-        if "test_top1" in last:
+        if "test_top1" in last and not state.get("part"):  # else these weights are newer than the accuracy
             facts["test top-1 (%)"] = round(last["test_top1"], 2)
         model = cls(**state["classifier"], training=facts)
         weights = state["model"]
