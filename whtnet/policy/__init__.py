@@ -1,6 +1,7 @@
-"""Replacement policies: rules as data (`rules`), where they can apply (`sites`), and putting layers in (`apply`)."""
+"""Replacement policies: rules as data (`rules`), their sites (`sites`), putting layers in (`apply`), `fitting` them."""
 
 from whtnet.policy.apply import Replacement, Report, apply_policy_
+from whtnet.policy.fitting import SiteFit, fit_layers_
 from whtnet.policy.rules import Policy, PolicyError, Rule, load_policy, shipped_policies
 from whtnet.policy.sites import Site, SiteMap, find_sites
 
@@ -11,9 +12,11 @@ __all__ = [
     "Report",
     "Rule",
     "Site",
+    "SiteFit",
     "SiteMap",
     "apply_policy_",
     "find_sites",
+    "fit_layers_",
     "load_policy",
     "shipped_policies",
 ]

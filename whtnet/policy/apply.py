@@ -1,6 +1,7 @@
 """Put Walsh-Hadamard layers into a model as a policy says, all or nothing, and report what was done."""
 
 import inspect
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -61,6 +62,7 @@ def apply_policy_(
     model: nn.Module,
     policy: Policy | str | Path | Mapping[str, Any],
     input_size: tuple[int, int, int] = (3, 32, 32),
+    share: float = 1.0,
 ) -> Report:
     """Replace sites of ``model`` by Walsh-Hadamard layers, in place.
 
@@ -71,6 +73,7 @@ def apply_policy_(
         model: any torchvision or timm image classifier.
         policy: a policy, its name or path (see :func:`load_policy`), or its data.
         input_size: one image, (C, H, W). The model is bound to this resolution wherever a 2-D layer goes.
+        share: replace no more than this share of the sites that the policy chooses, the last ones of the forward pass.
 
     Returns:
         The report of what was replaced.
@@ -87,7 +90,10 @@ def apply_policy_(
     _check_policy_options(policy, rules)
     found = find_sites(model, input_size)
     before = measure_cost(model, input_size)
+    if not 0 <= share <= 1:
+        raise PolicyError(f"share must be in [0, 1], got {share}")
     chosen = _choose(found, policy, rules, type(model).__name__)
+    chosen = chosen[len(chosen) - math.ceil(len(chosen) * share) :]
     layers = [_build(model, site, rule, policy) for site, rule in chosen]
     replacements = []
     for (site, rule), layer in zip(chosen, layers, strict=True):
