@@ -75,6 +75,8 @@ def locked(path: Path) -> Iterator[None]:
 def exclusive_folder(folder: Path) -> Iterator[None]:
     """Be the only process at work in ``folder``, which is created where needed; the lock ends with the process.
 
+    What a killed process had written in part is removed.
+
     Raises:
         BusyError: if another process is at work there.
         FileError: where the folder cannot be written.
@@ -93,6 +95,8 @@ def exclusive_folder(folder: Path) -> Iterator[None]:
                     f"{folder}: the same run is in progress in another process; wait for it, or pass resume=never for "
                     "a second one beside it"
                 ) from error
+            for left in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+                left.unlink(missing_ok=True)
         yield
 
 
