@@ -140,7 +140,7 @@ def test_ctrl_c(tmp_path):
 def test_an_image_that_cannot_be_decoded(tmp_path):
     from PIL import Image
 
-    for split in ("train", "test"):
+    for split in ("train", "val"):
         for name in ("cat", "dog"):
             folder = tmp_path / "data" / split / name
             folder.mkdir(parents=True)
