@@ -95,10 +95,9 @@ def _reproduce_training(spec: TableSpec, arguments: argparse.Namespace) -> None:
         for row, seed in missing:
             overrides = [*spec.overrides, *row["overrides"], f"seed={seed}", f"logger={arguments.logger}"]
             config = compose_config([*overrides, *arguments.override])
-            parts = (config[key] for key in ("backbone", "policy", "dataset", "trainer", "seed", "device"))
             bar = view.task(f"{row['id']}, seed {seed}")
             record = run(
-                Experiment(*parts),
+                Experiment.from_config(config),
                 sink=make_sink(**config["logger"]),
                 root=ROOT / config["run_root"],
                 resume="never" if arguments.fresh else "auto",

@@ -68,6 +68,7 @@ class Classifier(
         std: of each channel, divided by.
         dataset: keywords of :func:`whtnet.data.load_dataset` that it was trained on.
         training: what else the model card says, such as data set and accuracy.
+        share: of the policy's sites that are replaced, see :func:`whtnet.apply_policy_`.
 
     Attributes:
         backbone: as above.
@@ -88,6 +89,7 @@ class Classifier(
         std: Sequence[float],
         dataset: Mapping[str, Any] | None = None,
         training: Mapping[str, Any] | None = None,
+        share: float = 1.0,
     ) -> None:
         super().__init__()
         self.backbone = dict(backbone)
@@ -97,7 +99,7 @@ class Classifier(
         self.training_facts = dict(training or {})
         fresh = {**backbone, "pretrained": False} if backbone.get("pretrained") else backbone
         self.network = build_backbone(**fresh, num_classes=len(self.classes))
-        self.report = apply_policy_(self.network, Policy.from_dict(policy), self.input_size)
+        self.report = apply_policy_(self.network, Policy.from_dict(policy), self.input_size, share)
         for name, values in (("mean", mean), ("std", std)):
             self.register_buffer(name, torch.tensor(list(values)).view(1, -1, 1, 1), persistent=False)
 

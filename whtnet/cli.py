@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from whtnet import distributed
-from whtnet.console import ProgressView, console, exit_on_user_error, print_record, print_report
+from whtnet.console import ProgressView, console, exit_on_user_error, print_fits, print_record, print_report
 from whtnet.experiment import RECORD, Experiment, dry_run, run
 from whtnet.tracking import make_sink
 
@@ -26,7 +26,7 @@ def only_the_first_speaks() -> None:
 def train(c: dict[str, Any]) -> float | None:
     """Run the composed config ``c``, and return the test error in percent, which a Hydra sweeper can minimise."""
     sys.stderr = sys.__stderr__
-    experiment = Experiment(c["backbone"], c["policy"], c["dataset"], c["trainer"], c["seed"], c["device"])
+    experiment = Experiment.from_config(c)
     if c["trainer"]["dry_run"]:
         report, metrics = dry_run(experiment)
         print_report(report)
@@ -45,6 +45,7 @@ def train(c: dict[str, Any]) -> float | None:
             group=c["group"],
             tags=tuple(c["tags"]),
             on_report=print_report,
+            on_fits=print_fits,
             on_progress=view.task(experiment.name),
         )
     print_record(record)

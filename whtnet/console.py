@@ -1,9 +1,10 @@
 """What a person sees while runs go on: progress bars on a terminal, a line now and then in a log file."""
 
 import functools
+import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
@@ -13,7 +14,7 @@ from rich.table import Table
 
 from whtnet import distributed
 from whtnet.errors import UserError
-from whtnet.policy import Report
+from whtnet.policy import Report, SiteFit
 from whtnet.preemption import EXIT_STATUS, PreemptedError, hand_on
 
 P = ParamSpec("P")
@@ -116,6 +117,16 @@ def print_report(report: Report) -> None:
         before, after = getattr(report.before, name), getattr(report.after, name)
         totals.add_row(label, f"{before:,}", f"{after:,}", f"{after / before - 1:+.1%}" if before else "")
     console.print(totals)
+
+
+def print_fits(fits: Sequence[SiteFit]) -> None:
+    """Show how close new layers came to those that they replace."""
+    if fits:
+        before, after = (statistics.fmean(getattr(fit, key) for fit in fits) for key in ("before", "after"))
+        console.print(
+            f"{len(fits)} layers fitted to what they replace: mean squared difference over variance "
+            f"{before:.3f} → {after:.3f} on average"
+        )
 
 
 _TOTALS = {

@@ -4,6 +4,7 @@ Where several processes train one model, each calls the same function; the first
 """
 
 import contextlib
+import copy
 import datetime
 import hashlib
 import json
@@ -19,12 +20,12 @@ from torch import nn
 from whtnet import distributed
 from whtnet.backbones import build_backbone
 from whtnet.data import ImageDataset, Loaders, load_dataset
-from whtnet.engine import CHECKPOINT, ConfigError, FitResult, TrainConfig, fit
-from whtnet.engine.fit import Progress
+from whtnet.engine import ConfigError, FitResult, Progress, TrainConfig
 from whtnet.files import exclusive_folder
+from whtnet.finetune import FineTuneConfig, fit_in_stages, load_start_
 from whtnet.inspection import describe_layers
 from whtnet.memory import keep_freed_memory
-from whtnet.policy import Policy, Report, apply_policy_
+from whtnet.policy import Policy, Report, SiteFit, apply_policy_
 from whtnet.preemption import listening
 from whtnet.records import environment, write_json
 from whtnet.seeding import seed_everything
@@ -47,6 +48,7 @@ class Experiment:
         trainer: keywords of :class:`whtnet.engine.TrainConfig`.
         seed: of weights, batches and augmentation.
         device: ``auto``, ``cpu``, ``cuda``, ….
+        finetune: keywords of :class:`whtnet.finetune.FineTuneConfig`.
     """
 
     backbone: Mapping[str, Any]
@@ -55,6 +57,12 @@ class Experiment:
     trainer: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     device: str = "auto"
+    finetune: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "Experiment":
+        """Read a composed ``configs/config.yaml``."""
+        return cls(**{name: config[name] for name in cls.__dataclass_fields__})
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -62,7 +70,7 @@ class Experiment:
         dataset = {k: v for k, v in self.dataset.items() if k not in ("root", "download")}
         trainer = {k: v for k, v in self.trainer.items() if k not in ("workers", "dry_run")}
         parts = {"backbone": dict(self.backbone), "policy": dict(self.policy), "dataset": dataset, "trainer": trainer}
-        return parts | {"seed": self.seed}
+        return parts | {"seed": self.seed, "finetune": dict(self.finetune)}
 
     @property
     def fingerprint(self) -> str:
@@ -93,6 +101,7 @@ def run(
     group: str | None = None,
     tags: tuple[str, ...] = (),
     on_report: Callable[[Report], None] = lambda report: None,
+    on_fits: Callable[[list[SiteFit]], None] = lambda fits: None,
     on_progress: Progress = lambda fraction, status: None,
 ) -> dict[str, Any]:
     """Train one model and return its record, which is also written to the run's folder as ``record.json``.
@@ -108,6 +117,7 @@ def run(
         group: of the run on a dashboard; dataset and backbone if None.
         tags: more tags for a dashboard.
         on_report: called with the policy's report before training starts.
+        on_fits: called with what ``finetune.init=fit`` reached.
         on_progress: called with the fraction done and a line of status.
 
     Raises:
@@ -134,14 +144,15 @@ def run(
         record: dict[str, Any] = {}
         try:
             with listening() as stop_requested:
-                result = parts.fit(
+                model, result = parts.fit(
                     experiment,
-                    checkpoint=folder / CHECKPOINT,
+                    folder=folder,
                     should_stop=stop_requested,
+                    on_fits=on_fits,
                     on_epoch=lambda metrics: sink.log(int(metrics["epoch"]), metrics),
                     on_progress=on_progress,
                 )
-            record = _record(experiment, parts, result)
+            record = _record(experiment, parts, model, result)
             distributed.from_first(lambda: write_json(folder / RECORD, record))
         finally:
             summary = {key: record[key] for key in _SUMMARY if key in record}
@@ -152,7 +163,7 @@ def run(
 def dry_run(experiment: Experiment) -> tuple[Report, dict[str, float]]:
     """Build the model, train and evaluate one batch, write nothing; returns the policy's report and the metrics."""
     parts = distributed.together(lambda: _prepare(experiment))
-    return parts.report, parts.fit(experiment).history[-1]
+    return parts.report, parts.fit(experiment)[1].history[-1]
 
 
 def resolve_device(name: str) -> torch.device:
@@ -183,8 +194,10 @@ def resolve_device(name: str) -> torch.device:
 @dataclass(frozen=True)
 class _Parts:
     config: TrainConfig
+    finetune: FineTuneConfig
     device: torch.device
-    model: nn.Module
+    original: nn.Module
+    policy: Policy
     report: Report
     loaders: Loaders
     dataset: ImageDataset
@@ -193,10 +206,11 @@ class _Parts:
     def cost(self) -> dict[str, int]:
         return self.report.to_dict()["after"]
 
-    def fit(self, experiment: Experiment, **options: Any) -> FitResult:
+    def fit(self, experiment: Experiment, **options: Any) -> tuple[nn.Module, FitResult]:
         identity = {"seed": experiment.seed, "fingerprint": experiment.fingerprint}
         extra = {"classifier": self.classifier(experiment)}
-        return fit(self.model, self.loaders, self.config, device=self.device, extra=extra, **identity, **options)
+        what = (self.original, self.policy, self.dataset.input_size, self.loaders, self.config, self.finetune)
+        return fit_in_stages(*what, device=self.device, extra=extra, **identity, **options)
 
     def classifier(self, experiment: Experiment) -> dict[str, Any]:
         """Keywords of a :class:`whtnet.classifier.Classifier` that holds this network."""
@@ -216,14 +230,17 @@ def _prepare(experiment: Experiment) -> _Parts:
     config = TrainConfig.from_dict(experiment.trainer)
     if config.compile and distributed.count() > 1:
         raise ConfigError("trainer.compile=true is for one process; leave it out, or start without torchrun")
+    finetune = FineTuneConfig.from_dict(experiment.finetune)
     policy = Policy.from_dict(experiment.policy)
     device = resolve_device(experiment.device)
     if device.type == "cpu":
         keep_freed_memory()
     dataset: ImageDataset = load_dataset(**experiment.dataset)
     seed_everything(experiment.seed)
-    model = build_backbone(**experiment.backbone, num_classes=dataset.num_classes)
-    report = apply_policy_(model, policy, dataset.input_size)
+    original = build_backbone(**experiment.backbone, num_classes=dataset.num_classes)
+    if finetune.start is not None:
+        load_start_(original, finetune.start)
+    report = apply_policy_(copy.deepcopy(original).to("meta"), policy, dataset.input_size)
     loaders = dataset.loaders(
         batch_size=config.batch_size,
         eval_batch_size=config.eval_batch_size,
@@ -232,7 +249,7 @@ def _prepare(experiment: Experiment) -> _Parts:
         channels_last=config.use_channels_last(device),
         workers=config.workers,
     )
-    return _Parts(config, device, model, report, loaders, dataset)
+    return _Parts(config, finetune, device, original, policy, report, loaders, dataset)
 
 
 def _claim(folder: Path, resume: str, held: contextlib.ExitStack) -> tuple[Path, dict[str, Any] | None]:
@@ -246,7 +263,7 @@ def _claim(folder: Path, resume: str, held: contextlib.ExitStack) -> tuple[Path,
     return folder, json.loads(record.read_text(encoding="utf-8")) if record.exists() else None
 
 
-def _record(experiment: Experiment, parts: _Parts, result: FitResult) -> dict[str, Any]:
+def _record(experiment: Experiment, parts: _Parts, model: nn.Module, result: FitResult) -> dict[str, Any]:
     last = result.history[-1]
     images, _ = next(iter(parts.loaders.test))
     return {
@@ -264,7 +281,7 @@ def _record(experiment: Experiment, parts: _Parts, result: FitResult) -> dict[st
         "settings": experiment.settings,
         "environment": environment(parts.device),
         "history": result.history,
-        "layers": describe_layers(parts.model, images),
+        "layers": describe_layers(model, images),
     }
 
 

@@ -2,7 +2,7 @@
 
 from whtnet.engine.checkpoint import CHECKPOINT, CheckpointError, load_checkpoint, save_checkpoint
 from whtnet.engine.config import ConfigError, TrainConfig
-from whtnet.engine.fit import FitResult, NonFiniteLossError, evaluate, fit, parameter_groups
+from whtnet.engine.fit import FitResult, NonFiniteLossError, Progress, evaluate, fit, parameter_groups
 
 __all__ = [
     "CHECKPOINT",
@@ -10,6 +10,7 @@ __all__ = [
     "ConfigError",
     "FitResult",
     "NonFiniteLossError",
+    "Progress",
     "TrainConfig",
     "evaluate",
     "fit",

@@ -64,6 +64,9 @@ def fit(
     checkpoint: Path | None = None,
     fingerprint: str = "",
     extra: Mapping[str, Any] = MappingProxyType({}),
+    teacher: nn.Module | None = None,
+    distill: float = 0.0,
+    temperature: float = 1.0,
     should_stop: Callable[[], bool] = lambda: False,
     on_epoch: Callable[[dict[str, float]], None] = lambda metrics: None,
     on_progress: Progress = lambda fraction, status: None,
@@ -87,6 +90,9 @@ def fit(
         checkpoint: file to resume from and write to, or None.
         fingerprint: identifies the settings in the checkpoint.
         extra: plain data to keep in the checkpoint besides.
+        teacher: a trained classifier in evaluation mode, on the device, to distil from (Hinton et al., 2015).
+        distill: share of the distillation in the loss.
+        temperature: that both networks' logits are divided by in it.
         should_stop: asked after every step, and in every process: whether to keep the state and leave.
         on_epoch: called with the metrics of each epoch, those of a resumed run's earlier epochs not included.
         on_progress: called every few steps.
@@ -109,7 +115,8 @@ def fit(
 
     if (saved := distributed.from_first(load)) is not None:
         state.load(saved)
-    run = _Run(state, loaders, config, device, seed, should_stop, on_progress)
+    loss = _Loss(config.label_smoothing, teacher, distill, temperature)
+    run = _Run(state, loaders, config, device, seed, loss, should_stop, on_progress)
     while state.epoch < config.epochs:
         started = time.perf_counter()
         try:
@@ -242,6 +249,27 @@ class _State:
         self.part = _PartOfEpoch(**state["part"]) if state.get("part") else None
 
 
+@dataclass(frozen=True)
+class _Loss:
+    label_smoothing: float
+    teacher: nn.Module | None
+    distill: float
+    temperature: float
+
+    @torch.no_grad()
+    def teacher_logits(self, images: Tensor) -> Tensor | None:
+        return None if self.teacher is None else self.teacher(images)
+
+    def __call__(self, logits: Tensor, labels: Tensor, wanted: Tensor | None) -> Tensor:
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        if wanted is None:
+            return loss
+        ours, theirs = (F.log_softmax(x.float() / self.temperature, 1) for x in (logits, wanted))
+        # Gradients of the softened answers shrink with the temperature squared.
+        divergence = F.kl_div(ours, theirs, reduction="batchmean", log_target=True) * self.temperature**2
+        return (1 - self.distill) * loss + self.distill * divergence
+
+
 @dataclass
 class _Run:
     state: _State
@@ -249,6 +277,7 @@ class _Run:
     config: TrainConfig
     device: torch.device
     seed: int
+    loss: "_Loss"
     should_stop: Callable[[], bool]
     on_progress: Progress
 
@@ -311,7 +340,8 @@ class _Run:
             group["lr"] = lr * group["lr_factor"]
         with _autocast(self.device, self.autocast), self.whole_batch:
             logits = self.model(images)
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.config.label_smoothing)
+            wanted = self.loss.teacher_logits(images)
+        loss = self.loss(logits.float(), labels, wanted)
         state.optimizer.zero_grad(set_to_none=True)
         with distributed.conversation():  # DDP averages over processes; what is wanted is the mean over images
             (loss * (distributed.count() * len(labels) / self.batch_size)).backward()

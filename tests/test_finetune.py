@@ -1,0 +1,152 @@
+"""Going on from a trained network: start, fitted layers, stages, distillation."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch.nn import functional as F
+
+from whtnet.classifier import Classifier
+from whtnet.engine import ConfigError, load_checkpoint
+from whtnet.engine.fit import _Loss
+from whtnet.experiment import Experiment, run
+from whtnet.tracking import NullSink
+
+ROOT = Path(__file__).parents[1]
+SETTINGS = {
+    "backbone": {"name": "resnet20"},
+    "dataset": {"name": "synthetic", "num_classes": 4, "size": 16, "train_size": 64, "test_size": 32},
+    "device": "cpu",
+}
+TRAINER = {"epochs": 3, "batch_size": 16, "precision": "fp32", "lr": 0.02}
+
+
+def experiment(policy="conv3x3", trainer=None, **finetune):
+    data = yaml.safe_load((ROOT / "configs" / "policy" / f"{policy}.yaml").read_text())
+    return Experiment(**SETTINGS, policy=data, trainer={**TRAINER, **(trainer or {})}, finetune=finetune)
+
+
+def train(root, *arguments, **options):
+    e = experiment(*arguments, **options)
+    fits = []
+    return run(e, sink=NullSink(), root=root, on_fits=fits.extend), e.folder(root), fits
+
+
+@pytest.fixture(scope="module")
+def baseline(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("runs"), "none")[1]
+
+
+def test_training_begins_with_the_weights_of_the_start(baseline, tmp_path):
+    start = Classifier.load(baseline).network.state_dict()
+    _, folder, _ = train(tmp_path, trainer={"epochs": 1, "lr": 1e-12, "momentum": 0.0}, start=str(baseline))
+    weights = Classifier.load(folder).network.state_dict()
+    kept = [name for name in weights if name in start and name.endswith(("conv1.weight", "fc.weight"))]
+    assert len(kept) == 11
+    assert all(torch.allclose(weights[name], start[name], atol=1e-6) for name in kept)
+
+
+def test_training_begins_with_fitted_layers(baseline, tmp_path):
+    still = {"epochs": 1, "lr": 1e-12, "momentum": 0.0}
+    _, folder, fits = train(tmp_path, trainer=still, start=str(baseline), init="fit", init_images=32)
+    model = Classifier.load(folder)
+    assert [f.name for f in fits] == [site.name for site in model.report.replacements]
+    assert sum(f.after for f in fits) < 0.9 * sum(f.before for f in fits)
+    for name in (f.name for f in fits if f.after < f.before):
+        assert (model.network.get_submodule(name).weight - 1).abs().max() > 0.01  # fresh ones are 1
+
+
+def test_stages_replace_from_the_last_third_forwards(baseline, tmp_path):
+    record, folder, _ = train(tmp_path, trainer={"epochs": 7}, start=str(baseline), stages=3)
+    assert [epoch["epoch"] for epoch in record["history"]] == [1, 2, 3, 4, 5, 6, 7]
+    assert record["epochs"] == 7
+    stages = [Classifier.load(folder / "stage-1"), Classifier.load(folder / "stage-2"), Classifier.load(folder)]
+    whole = [site.name for site in stages[-1].report.replacements]
+    assert [[site.name for site in stage.report.replacements] for stage in stages] == [whole[6:], whole[3:], whole]
+    assert record["cost"]["parameters"] == sum(p.numel() for p in stages[-1].parameters())
+    epochs = [
+        load_checkpoint(f / "checkpoint.pt", None, torch.device("cpu"))["epoch"] for f in (folder / "stage-1", folder)
+    ]
+    assert epochs == [2, 3]
+
+
+def test_a_stage_goes_on_from_the_one_before(baseline, tmp_path):
+    """With a rate that changes nothing, the layers of the first stage are in the last network."""
+    still = {"epochs": 2, "lr": 1e-12, "momentum": 0.0}
+    _, folder, _ = train(tmp_path, trainer=still, start=str(baseline), stages=2, init="fit", init_images=16)
+    first, last = (Classifier.load(f).network.state_dict() for f in (folder / "stage-1", folder))
+    name = Classifier.load(folder / "stage-1").report.replacements[0].name
+    torch.testing.assert_close(last[f"{name}.threshold"], first[f"{name}.threshold"])
+
+
+def test_interrupted_between_and_within_stages(baseline, tmp_path):
+    settings = {"trainer": {"epochs": 4}, "start": str(baseline), "stages": 2, "init": "fit", "init_images": 16}
+    whole, _, _ = train(tmp_path / "whole", **settings)
+    for last_epoch in (1, 2, 3):
+
+        class Stop(NullSink):
+            def log(self, epoch, metrics, last_epoch=last_epoch):
+                if epoch == last_epoch:
+                    raise KeyboardInterrupt
+
+        e = experiment(**settings)
+        root = tmp_path / str(last_epoch)
+        with pytest.raises(KeyboardInterrupt):
+            run(e, sink=Stop(), root=root)
+        resumed = run(e, sink=NullSink(), root=root)
+        assert [m["train_loss"] for m in resumed["history"]] == [m["train_loss"] for m in whole["history"]]
+
+
+def test_the_loss_of_distillation():
+    logits, wanted, labels = torch.randn(6, 4), torch.randn(6, 4), torch.randint(4, (6,))
+    plain = F.cross_entropy(logits, labels)
+    assert _Loss(0.0, None, 0.5, 2.0)(logits, labels, None) == plain
+    p, q = (wanted / 2).softmax(1), (logits / 2).softmax(1)
+    divergence = 4 * (p * (p / q).log()).sum(1).mean()
+    torch.testing.assert_close(_Loss(0.0, None, 0.3, 2.0)(logits, labels, wanted), 0.7 * plain + 0.3 * divergence)
+    torch.testing.assert_close(_Loss(0.0, None, 1.0, 2.0)(wanted, labels, wanted), torch.zeros(()))
+
+
+def test_a_student_comes_to_answer_as_its_teacher(baseline, tmp_path):
+    teacher = Classifier.load(baseline).network
+    images = torch.randn(64, 3, 16, 16)
+    distance = {}
+    for distill in (0.0, 1.0):
+        settings = {"trainer": {"epochs": 4}, "start": str(baseline), "distill": distill}
+        _, folder, _ = train(tmp_path, **settings)
+        with torch.no_grad():
+            ours, theirs = (n(images).log_softmax(1) for n in (Classifier.load(folder).network, teacher))
+        distance[distill] = F.kl_div(ours, theirs, reduction="batchmean", log_target=True).item()
+    assert distance[1.0] < distance[0.0]
+
+
+@pytest.mark.parametrize(
+    ("finetune", "words"),
+    [
+        ({"init": "fot"}, "fresh, fit"),
+        ({"stages": 0}, "finetune.stages"),
+        ({"stages": 4}, "as many epochs"),
+        ({"distill": 0.5}, "finetune.start"),
+        ({"distill": 1.5}, r"\[0, 1\]"),
+        ({"temperature": 0}, "temperature"),
+        ({"stagse": 2}, "stagse"),
+    ],
+)
+def test_settings_that_cannot_be(tmp_path, finetune, words):
+    with pytest.raises(ConfigError, match=words):
+        train(tmp_path, **finetune)
+    assert not list(tmp_path.rglob("record.json"))
+
+
+def test_a_start_that_does_not_fit(baseline, tmp_path):
+    _, replaced, _ = train(tmp_path, trainer={"epochs": 1})
+    with pytest.raises(ConfigError, match="policy=none"):
+        train(tmp_path, start=str(replaced))
+    other = experiment(start=str(baseline))
+    other.backbone["name"] = "resnet32"
+    try:
+        with pytest.raises(ConfigError, match="does not fit this network"):
+            run(other, sink=NullSink(), root=tmp_path)
+    finally:
+        other.backbone["name"] = "resnet20"
