@@ -9,7 +9,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help reproduce-table report test test-fast lint lock clean
+.PHONY: help reproduce-table report sync test test-fast lint lock clean
 
 help: ## list targets and tables
 	@echo "Targets:"
@@ -23,6 +23,10 @@ reproduce-table: $(READY) ## reproduce the quick tables, or TABLE=NAME; ARGS="--
 
 report: $(READY) ## show all results on one page, results/report.html
 	$(BIN)/python scripts/report.py $(ARGS)
+
+sync: $(READY) ## upload the runs that wandb logged offline, to the account of `wandb login`
+	@runs=$$(ls -d wandb/offline-run-* 2>/dev/null); if [ -z "$$runs" ]; then echo "no offline runs in ./wandb"; \
+	  else $(BIN)/wandb sync --yes $$runs; fi
 
 test: $(READY) ## run the whole test suite
 	$(BIN)/python -m pytest -n 2 $(ARGS)

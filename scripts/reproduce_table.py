@@ -2,7 +2,7 @@
 
 import argparse
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from whtnet.experiment import Experiment, resolve_device, run
 from whtnet.policy import shipped_policies
 from whtnet.records import environment, put_record, read_records, write_json
 from whtnet.tables import (
+    Table,
     TableSpec,
     command_for,
     count_coverage,
@@ -26,7 +27,7 @@ from whtnet.tables import (
     update_readme,
     write_tables,
 )
-from whtnet.tracking import make_sink
+from whtnet.tracking import RunInfo, make_sink
 
 QUICK = ("parameters", "digits")
 EXPERIMENTS = ROOT / "experiments"
@@ -55,7 +56,7 @@ def main() -> None:
         return
     for spec in specs:
         _REPRODUCE[spec.kind](spec, arguments)
-        _publish(spec)
+        _publish(spec, arguments)
 
 
 def _list_tables() -> None:
@@ -124,7 +125,7 @@ _REPRODUCE = {
 }
 
 
-def _publish(spec: TableSpec) -> None:
+def _publish(spec: TableSpec, arguments: argparse.Namespace) -> None:
     tables = stored_tables(spec, RESULTS)
     for table in tables:
         console.print(table.rich())
@@ -132,6 +133,20 @@ def _publish(spec: TableSpec) -> None:
     draw_figures(spec, RESULTS)
     update_readme(ROOT / "README.md", spec.name, tables[0])
     console.print(f"Written: {_shown(path)}\n")
+    if spec.kind == "training":
+        _show_on_dashboard(spec, tables, arguments)
+
+
+def _show_on_dashboard(spec: TableSpec, tables: Sequence[Table], arguments: argparse.Namespace) -> None:
+    """A run of its own in the table's group, with the tables and the figures."""
+    config = compose_config([f"logger={arguments.logger}", *arguments.override])
+    folder = ROOT / config["run_root"] / "tables" / spec.name
+    figures = sorted((RESULTS / "figures").glob(f"{spec.name}_*.png"))
+    sink = make_sink(**config["logger"])
+    sink.start(RunInfo(f"table {spec.name}", spec.name, {"table": spec.name}, folder, tags=(spec.name, "table")))
+    rows = {table.title: (table.columns, table.rows) for table in tables}
+    sink.show(rows, {figure.stem.removeprefix(f"{spec.name}_"): figure for figure in figures})
+    sink.finish({})
 
 
 def _shown(path: Path) -> str:

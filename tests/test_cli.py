@@ -239,6 +239,28 @@ def test_reproduce_trains_what_is_missing_and_rebuilds_the_table(reproduce, tmp_
     assert str(tmp_path) not in path.read_text()
 
 
+def test_the_table_itself_goes_to_the_dashboard(reproduce, scripts, monkeypatch, tmp_path):
+    class Listener:
+        def __init__(self):
+            self.calls = []
+
+        def __getattr__(self, name):
+            return lambda *arguments, **options: self.calls.append((name, *arguments))
+
+    sinks = []
+    monkeypatch.setattr(scripts("reproduce_table"), "make_sink", lambda **_: sinks.append(Listener()) or sinks[-1])
+    reproduce()
+    assert len(sinks) == 4  # three runs and the table
+    (_, info), (_, tables, images), (finish, _) = sinks[-1].calls
+    assert (info.group, info.name, finish) == ("tiny", "table tiny", "finish")
+    assert {call[1].group for sink in sinks for call in sink.calls if call[0] == "start"} == {"tiny"}
+    ((columns, rows),) = tables.values()
+    assert "test top-1 (%)" in columns
+    assert len(rows) == 2
+    assert set(images) == {"pareto", "curves"}
+    assert all(path.is_file() for path in images.values())
+
+
 def test_a_table_that_asks_for_it_is_trained_again(reproduce, tmp_path):
     spec = tmp_path / "experiments" / "tiny.yaml"
     spec.write_text(spec.read_text() + "rerun: true\n")

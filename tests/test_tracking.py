@@ -225,3 +225,35 @@ def test_auto_follows_wandb_mode_and_then_the_key(tmp_path, monkeypatch, variabl
     make_sink("wandb").start(info(tmp_path))
     wbauth.unauthenticate_session()
     assert modes == ([mode] if mode else [])
+
+
+def test_wandb_gets_tables_and_images(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (4, 4), (255, 0, 0)).save("curves.png")
+    sink = make_sink("wandb")
+    sink.start(info(Path("run")))
+    sink.show(
+        {"Accuracy": (["row", "top-1"], [["baseline", "91.0"], ["paper", "90.1"]])}, {"curves": Path("curves.png")}
+    )
+    sink.finish({})
+    (run,) = tmp_path.glob("wandb/offline-run-*")
+    (table,) = run.glob("files/media/table/*.json")
+    saved = json.loads(table.read_text())
+    assert saved["columns"] == ["row", "top-1"]
+    assert saved["data"] == [["baseline", "91.0"], ["paper", "90.1"]]
+    (image,) = run.glob("files/media/images/*.png")
+    assert Image.open(image).getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_a_table_that_wandb_cannot_take_stops_nothing(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.chdir(tmp_path)
+    sink = make_sink("wandb")
+    sink.start(info(Path("run")))
+    with pytest.warns(RuntimeWarning, match="goes on without it"):
+        sink.show({}, {"curves": Path("missing.png")})
+    sink.finish({})
+    make_sink("none").show({}, {"curves": Path("missing.png")})

@@ -6,7 +6,7 @@ Records never depend on wandb, and nothing that wandb does stops a training.
 import functools
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -14,6 +14,9 @@ from typing import Any, Literal, Protocol
 from whtnet.errors import UserError
 from whtnet.files import atomic_write
 from whtnet.records import plain
+
+Rows = tuple[Sequence[str], Sequence[Sequence[Any]]]
+"""Columns and rows of a table."""
 
 
 class SinkError(UserError):
@@ -49,6 +52,9 @@ class Sink(Protocol):
 
     def log(self, epoch: int, metrics: dict[str, float]) -> None:
         """Take one epoch's metrics; ``epoch`` counts on across a resume."""
+
+    def show(self, tables: Mapping[str, Rows], images: Mapping[str, Path]) -> None:
+        """Take tables, each as its columns and rows, and image files, by name."""
 
     def finish(self, summary: dict[str, Any], *, failed: bool = False) -> None:
         """End the run with the numbers that stand for it."""
@@ -108,6 +114,19 @@ class WandbSink(Sink):
         if self._run is not None:
             try:
                 self._run.log({**metrics, "epoch": epoch}, step=epoch, commit=True)
+            except Exception as error:
+                self._give_up(error)
+
+    def show(self, tables: Mapping[str, Rows], images: Mapping[str, Path]) -> None:
+        """Log ``wandb.Table`` and ``wandb.Image`` objects."""
+        if self._run is not None:
+            wandb = _import_wandb()
+            try:
+                shown = {
+                    name: wandb.Table(list(columns), [list(r) for r in rows])
+                    for name, (columns, rows) in tables.items()
+                }
+                self._run.log(shown | {name: wandb.Image(str(path)) for name, path in images.items()})
             except Exception as error:
                 self._give_up(error)
 
