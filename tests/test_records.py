@@ -153,7 +153,7 @@ def test_atomic_write_goes_through_a_link(tmp_path):
 
 def test_environment_is_complete_and_names_no_machine():
     found = environment(torch.device("cpu"))
-    assert list(found) == ["commit", "dirty", "versions", "platform", "device", "device_name", "threads"]
+    assert list(found) == ["commit", "dirty", "versions", "platform", "device", "device_name", "processes", "threads"]
     assert set(found["versions"]) == {"whtnet", "python", "torch", "torchvision", "timm"}
     assert found["versions"]["torch"] == str(torch.__version__)
     assert found["device"] == "cpu"
