@@ -145,7 +145,7 @@ def test_what_goes_wrong_is_told_once(member, monkeypatch, capsys, rank, error, 
         monkeypatch.setattr(sys, f"__{stream}__", getattr(sys, stream))
     only_the_first_speaks()
     print("Hydra's complaint", file=sys.stderr)
-    monkeypatch.setattr("whtnet.cli.Experiment", fail)
+    monkeypatch.setattr("whtnet.cli.Experiment.from_config", fail)
     with pytest.raises(SystemExit) as ended:
         train(dict.fromkeys(("backbone", "policy", "dataset", "trainer", "seed", "device")))
     assert ended.value.code == 1
@@ -174,9 +174,7 @@ def test_two_processes_train_as_one(tmp_path):
 @pytest.mark.slow
 def test_a_run_survives_the_loss_of_a_process_and_preemption_and_another_number_of_processes(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    settings = importlib.import_module("_compose").compose_config(RUN[1:])
-    parts = (settings[key] for key in ("backbone", "policy", "dataset", "trainer", "seed", "device"))
-    experiment = Experiment(*parts)
+    experiment = Experiment.from_config(importlib.import_module("_compose").compose_config(RUN[1:]))
     broken = tmp_path / "broken"
     broken.mkdir()
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from whtnet import distributed
 from whtnet.classifier import Classifier
 from whtnet.data import Loaders
-from whtnet.engine import CHECKPOINT, ConfigError, FitResult, Progress, TrainConfig, fit
+from whtnet.engine import CHECKPOINT, ConfigError, FitResult, Progress, TrainConfig, check_types, fit
 from whtnet.policy import Policy, Report, SiteFit, apply_policy_, fit_layers_
 from whtnet.seeding import seed_everything
 
@@ -46,6 +46,7 @@ class FineTuneConfig:
     temperature: float = 4.0
 
     def __post_init__(self) -> None:
+        check_types(self, "finetune")
         if self.init not in INITS:
             raise ConfigError(f"unknown finetune.init {self.init!r}; choose one of {', '.join(INITS)}")
         if self.init == "fit" and distributed.count() > 1:

@@ -1,7 +1,7 @@
 """Training: settings (`config`), the loop (`fit`), checkpoints (`checkpoint`)."""
 
 from whtnet.engine.checkpoint import CHECKPOINT, CheckpointError, load_checkpoint, save_checkpoint
-from whtnet.engine.config import ConfigError, TrainConfig
+from whtnet.engine.config import ConfigError, TrainConfig, check_types
 from whtnet.engine.fit import FitResult, NonFiniteLossError, Progress, evaluate, fit, parameter_groups
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "NonFiniteLossError",
     "Progress",
     "TrainConfig",
+    "check_types",
     "evaluate",
     "fit",
     "load_checkpoint",

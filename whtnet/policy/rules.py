@@ -57,7 +57,7 @@ class Rule:
             raise PolicyError(
                 f"{origin}: unknown kind of site {data['match']!r}; choose one of {', '.join(SITE_KINDS)}"
             )
-        where = dict(data.get("where") or {})
+        where = _mapping(data.get("where"), f"{origin}: where")
         _check_keys(where, _WHERE_KEYS, f"{origin}: where")
         if where.get("part", PARTS[0]) not in PARTS:
             raise PolicyError(f"{origin}: unknown part {where['part']!r}; choose one of {', '.join(PARTS)}")
@@ -65,7 +65,13 @@ class Rule:
             _compile(where["name"], origin)
         if "blocks" in where:
             select_blocks(where["blocks"], sys.maxsize, origin)
-        return cls(data["match"], data["replace"], where, dict(data.get("options") or {}))
+        for key in ("nth", "stride"):
+            if not _is_int(where.get(key, 1)):
+                raise PolicyError(f"{origin}: {key} must be a whole number, got {where[key]!r}")
+        stages = where.get("stages", [])
+        if not isinstance(stages, list) or not all(map(_is_int, stages)):
+            raise PolicyError(f"{origin}: stages must be a list of numbers, got {stages!r}")
+        return cls(data["match"], data["replace"], where, _mapping(data.get("options"), f"{origin}: options"))
 
     def __str__(self) -> str:
         conditions = ", ".join(f"{k}={v!r}" for k, v in self.where.items())
@@ -97,18 +103,20 @@ class Policy:
         Raises:
             PolicyError: naming the key and the rule that is wrong.
         """
+        if not isinstance(data, Mapping):
+            raise PolicyError(f"a policy is a mapping with name and rules, got {data!r}")
         name = str(data.get("name", "unnamed"))
         _check_keys(data, ("name", "rules", "families", "options"), f"policy {name!r}")
         if ("rules" in data) == ("families" in data):
             raise PolicyError(f"policy {name!r}: needs either rules or families")
         families = []
-        for i, family in enumerate(data.get("families") or (), 1):
+        for i, family in enumerate(_list(data.get("families"), f"policy {name!r}: families"), 1):
             origin = f"policy {name!r}, family {i}"
             _check_keys(family, ("architecture", "rules"), origin)
             _compile(family.get("architecture", ""), origin)
             families.append((family.get("architecture", ""), _read_rules(family.get("rules"), origin)))
         rules = _read_rules(data.get("rules"), f"policy {name!r}")
-        return cls(name, rules, tuple(families), dict(data.get("options") or {}))
+        return cls(name, rules, tuple(families), _mapping(data.get("options"), f"policy {name!r}: options"))
 
     def rules_for(self, model: nn.Module) -> tuple[Rule, ...]:
         """The rules that apply to ``model``.
@@ -153,9 +161,9 @@ def load_policy(name_or_path: str | Path) -> Policy:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise PolicyError(f"{path}: not valid YAML: {error}") from error
-    if not isinstance(data, Mapping):
-        raise PolicyError(f"{path}: a policy is a mapping with name and rules")
-    return Policy.from_dict({"name": path.stem, **data})
+    if isinstance(data, Mapping):
+        data = {"name": path.stem, **data}
+    return Policy.from_dict(data)
 
 
 def shipped_policies() -> list[str]:
@@ -176,7 +184,7 @@ def select_blocks(spec: Any, count: int, origin: str) -> Collection[int]:
             return range(1, n + 1) if match[1] == "first" else range(count - n + 1, count + 1)
         if match := re.fullmatch(r"(\d+)-(\d+)", spec):
             numbers = range(int(match[1]), int(match[2]) + 1)
-    elif isinstance(spec, Sequence) and all(isinstance(n, int) for n in spec):
+    elif isinstance(spec, Sequence) and all(map(_is_int, spec)):
         numbers = spec
     if numbers is None:
         raise PolicyError(
@@ -195,7 +203,24 @@ def _shipped_folder() -> Path:
 
 
 def _read_rules(data: Any, origin: str) -> tuple[Rule, ...]:
-    return tuple(Rule.from_dict(rule, f"{origin}, rule {i}") for i, rule in enumerate(data or (), 1))
+    rules = enumerate(_list(data, f"{origin}: rules"), 1)
+    return tuple(Rule.from_dict(rule, f"{origin}, rule {i}") for i, rule in rules)
+
+
+def _mapping(data: Any, origin: str) -> dict[str, Any]:
+    if data is not None and not (isinstance(data, Mapping) and all(isinstance(key, str) for key in data)):
+        raise PolicyError(f"{origin}: expected a mapping, got {data!r}")
+    return dict(data or {})
+
+
+def _list(data: Any, origin: str) -> list[Any]:
+    if data is not None and not isinstance(data, list | tuple):
+        raise PolicyError(f"{origin}: expected a list, got {data!r}")
+    return list(data or ())
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _check_keys(data: Any, allowed: Sequence[str], origin: str) -> None:
