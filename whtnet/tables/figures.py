@@ -1,6 +1,7 @@
 """Figures for a paper and the README, as SVG and PNG."""
 
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,8 @@ def draw_pareto(rows: Sequence[TrainedRow], path: Path) -> None:
             linewidth=1,
             zorder=1,
         )
-        for (x, y), row, color in zip(points, rows, _colors(rows), strict=True):
-            ax.errorbar(x, y, row.top1.sd, fmt="o", color=color, capsize=3, label=row.label)
+        for (x, y), row, (color, marker, _) in zip(points, rows, _styles(rows), strict=True):
+            ax.errorbar(x, y, row.top1.sd, fmt=marker, color=color, capsize=3, label=row.label)
         ax.set_xlabel(name)
         ax.xaxis.set_major_formatter(_engineering())
         ax.margins(x=0.15, y=0.15)
@@ -64,9 +65,9 @@ def draw_curves(rows: Sequence[TrainedRow], path: Path) -> None:
     """Lines: accuracy and loss by epoch, mean and a band of ± one deviation over seeds. ``path``: no suffix."""
     figure, axes = _subplots(ncols=2, figsize=(8, 3.6 + 0.2 * len(rows)))
     for ax, (metric, name) in zip(axes, METRICS.items(), strict=True):
-        for row, color in zip(rows, _colors(rows), strict=True):
+        for row, (color, _, line) in zip(rows, _styles(rows), strict=True):
             curve = row.curve(metric)
-            ax.plot(curve.keys(), [s.mean for s in curve.values()], color=color, label=row.label)
+            ax.plot(curve.keys(), [s.mean for s in curve.values()], line, color=color, label=row.label)
             low, high = ([s.mean + sign * s.sd for s in curve.values()] for sign in (-1, 1))
             ax.fill_between(curve.keys(), low, high, color=color, alpha=0.2, linewidth=0)
         ax.set_xlabel("epoch")
@@ -108,8 +109,12 @@ def draw_growth(measured: Mapping[str, Any], path: Path) -> None:
     _save(figure, path)
 
 
-def _colors(rows: Sequence[TrainedRow]) -> list[str]:
-    return [PALETTE[i % len(PALETTE)] for i in range(len(rows))]
+def _styles(rows: Sequence[TrainedRow]) -> list[tuple[str, str, str]]:
+    """Colour, marker and line for each row; where the colours begin again, the marker and the line are others."""
+    styles = [
+        (color, marker, line) for marker, line in zip("osD^", ("-", "--", ":", "-."), strict=True) for color in PALETTE
+    ]
+    return list(itertools.islice(itertools.cycle(styles), len(rows)))
 
 
 def _engineering() -> Any:
