@@ -8,6 +8,7 @@ int8 takes images of the data set to choose its scales, and compares its accurac
 import argparse
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from _data import load_data
@@ -16,7 +17,7 @@ from whtnet.bench import compare
 from whtnet.classifier import Classifier
 from whtnet.console import console, exit_on_user_error
 from whtnet.data import Loaders
-from whtnet.evaluation import measure_logits
+from whtnet.evaluation import collect, measure_logits
 from whtnet.export import export_onnx, export_safetensors, export_torch, onnx_session, quantize_onnx, run_onnx
 from whtnet.tables import Table
 
@@ -65,22 +66,18 @@ def _pixels(model: Classifier, images: torch.Tensor) -> torch.Tensor:
 
 
 def _calibration_images(model: Classifier, data: Loaders) -> torch.Tensor:
-    batches, images = [], 0
-    for batch, _ in data.train:
-        batches.append(_pixels(model, batch))
-        images += len(batch)
-        if images >= CALIBRATION_IMAGES:
-            break
-    return torch.cat(batches)
+    return _pixels(model, torch.cat(data.train.first_images(CALIBRATION_IMAGES)))
 
 
 def _accuracies(model: Classifier, data: Loaders, files: dict[str, Path]) -> Table:
     rows = []
     for name, path in files.items():
         session = onnx_session(path)
-        pairs = [(run_onnx(session, _pixels(model, images).numpy()), labels) for images, labels in data.test]
-        logits = torch.cat([torch.from_numpy(logits) for logits, _ in pairs])
-        accuracy = measure_logits(logits, torch.cat([labels for _, labels in pairs])).top1
+
+        def predict(images: torch.Tensor, session: Any = session) -> torch.Tensor:
+            return torch.from_numpy(run_onnx(session, _pixels(model, images).numpy()))
+
+        accuracy = measure_logits(*collect(predict, data.test)).top1
         rows.append([name, f"{path.stat().st_size / 1e3:,.0f}", f"{accuracy:.2f}"])
     return Table("Accuracy", ["file", "kB", "test top-1 (%)"], rows)
 

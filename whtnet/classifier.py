@@ -12,7 +12,6 @@ from timm.data import create_transform
 from torch import Tensor, nn
 
 from whtnet.backbones import build_backbone
-from whtnet.cost import measure_cost
 from whtnet.engine import CHECKPOINT, CheckpointError, load_checkpoint
 from whtnet.errors import UserError
 from whtnet.policy import Policy, apply_policy_
@@ -160,7 +159,6 @@ class Classifier(
         """The card that ``save_pretrained`` writes as ``README.md``."""
         info = self._hub_mixin_info.model_card_data
         data = ModelCardData(**{**info.to_dict(), "tags": info.tags})
-        cost = measure_cost(self.network, self.input_size)
         return ModelCard.from_template(
             data,
             template_str=_CARD,
@@ -168,9 +166,9 @@ class Classifier(
             architecture=self.report.architecture,
             policy=self.report.policy,
             sites=len(self.report.replacements),
-            parameters=f"{cost.parameters:,}",
+            parameters=f"{self.report.after.parameters:,}",
             parameters_before=f"{self.report.before.parameters:,}",
-            macs=f"{cost.macs:,}",
+            macs=f"{self.report.after.macs:,}",
             input_size="×".join(map(str, self.input_size)),
             classes=len(self.classes),
             training=self.training_facts,

@@ -1,11 +1,11 @@
 """What a trained classifier gets right: accuracy, by class and confused with which, and how calibrated it is."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.classification import (
     multiclass_accuracy,
@@ -47,10 +47,14 @@ class Evaluation:
 
 
 @torch.no_grad()
-def collect(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Logits, ``(N, classes)``, and labels, ``(N,)``, over all batches, on the CPU; the model in evaluation mode."""
-    model.eval()
-    pairs = [(model(images).float().cpu(), labels.cpu()) for images, labels in batches]
+def collect(predict: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Logits, ``(N, classes)``, and labels, ``(N,)``, over all batches, on the CPU.
+
+    Args:
+        predict: from images to logits, such as a model in evaluation mode.
+        batches: images and labels.
+    """
+    pairs = [(predict(images).float().cpu(), labels.cpu()) for images, labels in batches]
     logits, labels = (torch.cat(parts) for parts in zip(*pairs, strict=True))
     return logits, labels
 

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from whtnet import distributed
+from whtnet.backbones import load_matching_
 from whtnet.classifier import Classifier
 from whtnet.data import Loaders
-from whtnet.engine import CHECKPOINT, ConfigError, FitResult, Progress, TrainConfig, check_types, fit
+from whtnet.engine import CHECKPOINT, ConfigError, FitResult, Progress, TrainConfig, check_types, fit, read_settings
 from whtnet.policy import Policy, Report, SiteFit, apply_policy_, fit_layers_
 from whtnet.seeding import seed_everything
 
@@ -64,10 +65,7 @@ class FineTuneConfig:
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "FineTuneConfig":
         """Read plain data, as under ``finetune`` in ``configs/config.yaml``."""
-        if unknown := sorted(set(settings) - set(cls.__dataclass_fields__)):
-            known = ", ".join(cls.__dataclass_fields__)
-            raise ConfigError(f"unknown finetune settings {', '.join(unknown)}; there are {known}")
-        return cls(**settings)
+        return read_settings(cls, settings, "finetune")
 
 
 def load_start_(model: nn.Module, source: str) -> None:
@@ -144,15 +142,14 @@ def fit_in_stages(
         new = tuple(site for site in report.replacements if site.name not in done)
         done |= {site.name for site in new}
         if finetune.init == "fit" and not (checkpoint and checkpoint.exists()):
-            images = _first_images(loaders, finetune.init_images)
+            images = loaders.train.first_images(finetune.init_images)
             on_fits(
                 fit_layers_(
                     model.to(device), previous.to(device), dataclasses.replace(report, replacements=new), images
                 )
             )
-        epochs = config.epochs // finetune.stages
-        first, last = (stage - 1) * epochs, stage == finetune.stages
-        epochs = config.epochs - first if last else epochs
+        first = (stage - 1) * (config.epochs // finetune.stages)
+        epochs = config.epochs - first if stage == finetune.stages else config.epochs // finetune.stages
 
         def counted(metrics: dict[str, float], first: int = first) -> dict[str, float]:
             return metrics | {"epoch": metrics["epoch"] + first}
@@ -185,16 +182,5 @@ def _replace(
     """A copy of ``original`` with a share of its sites replaced, and all else as in ``trained``."""
     model = copy.deepcopy(original)
     report = apply_policy_(model, policy, input_size, share)
-    own, weights = model.state_dict(), trained.state_dict()
-    model.load_state_dict({n: w for n, w in weights.items() if n in own and own[n].shape == w.shape}, strict=False)
+    load_matching_(model, trained.state_dict())
     return model, report
-
-
-def _first_images(loaders: Loaders, count: int) -> list[Tensor]:
-    batches: list[Tensor] = []
-    loaders.train.set_epoch(0)
-    for images, _ in loaders.train:
-        batches.append(images)
-        if sum(map(len, batches)) >= count:
-            break
-    return batches

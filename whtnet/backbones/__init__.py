@@ -1,7 +1,14 @@
 """Backbones by name."""
 
 from whtnet.backbones.cifar_resnet import CifarResNet
-from whtnet.backbones.registry import CIFAR_RESNETS, LIBRARY_MODELS, SOURCES, BackboneError, build_backbone
+from whtnet.backbones.registry import (
+    CIFAR_RESNETS,
+    LIBRARY_MODELS,
+    SOURCES,
+    BackboneError,
+    build_backbone,
+    load_matching_,
+)
 from whtnet.backbones.timm_models import MODELS as TIMM_MODELS
 
 __all__ = [
@@ -12,4 +19,5 @@ __all__ = [
     "BackboneError",
     "CifarResNet",
     "build_backbone",
+    "load_matching_",
 ]

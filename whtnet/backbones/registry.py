@@ -1,6 +1,7 @@
 """Build a backbone by name: the CIFAR ResNets from here, any other from torchvision or timm."""
 
 import difflib
+from collections.abc import Mapping
 
 import timm
 import torchvision
@@ -108,9 +109,14 @@ def _from_torchvision(name: str, num_classes: int, pretrained: bool) -> nn.Modul
     model = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **auxiliary)
     if pretrained:
         weights = torchvision.models.get_model_weights(name).DEFAULT.get_state_dict(progress=True, check_hash=True)
-        own = model.state_dict()
-        model.load_state_dict({k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}, strict=False)
+        load_matching_(model, weights)
     return model
+
+
+def load_matching_(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Load the weights that ``model`` has by name and shape; its others stay as they are."""
+    own = model.state_dict()
+    model.load_state_dict({n: w for n, w in weights.items() if n in own and own[n].shape == w.shape}, strict=False)
 
 
 def _use_cifar_stem_(model: nn.Module, name: str) -> None:

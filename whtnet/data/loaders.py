@@ -76,6 +76,16 @@ class Loader:
         """Choose the epoch, and the batch in it, both counted from 0, with which the next iteration begins."""
         self.epoch, self.first_batch = epoch, first_batch
 
+    def first_images(self, count: int) -> list[Tensor]:
+        """The images of the first batches of epoch 0, as many batches as it takes for ``count`` images."""
+        self.set_epoch(0)
+        batches: list[Tensor] = []
+        for images, _ in self:
+            batches.append(images)
+            if sum(map(len, batches)) >= count:
+                break
+        return batches
+
     def _order(self, generator: torch.Generator) -> Tensor:
         if self.seed is None:
             return torch.arange(self.num_samples)

@@ -1,13 +1,16 @@
 """Settings of a training run, checked when they are made."""
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 
 from whtnet.errors import UserError
+
+C = TypeVar("C")
 
 PRECISIONS = ("auto", "fp32", "bf16")
 SCHEDULES = ("multistep", "onecycle")
@@ -96,10 +99,7 @@ class TrainConfig:
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "TrainConfig":
         """Read plain data, as in ``configs/trainer/*.yaml``."""
-        if unknown := sorted(set(settings) - set(cls.__dataclass_fields__)):
-            known = ", ".join(cls.__dataclass_fields__)
-            raise ConfigError(f"unknown trainer settings {', '.join(unknown)}; there are {known}")
-        return cls(**settings)
+        return read_settings(cls, settings, "trainer")
 
     def lr_at(self, step: int, steps_per_epoch: int) -> float:
         """Learning rate of a step, counted from 0."""
@@ -126,6 +126,18 @@ class TrainConfig:
 
 
 _WORDS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a word", type(None): "null"}
+
+
+def read_settings(cls: type[C], settings: Mapping[str, Any], group: str) -> C:
+    """Make a dataclass of plain data.
+
+    Raises:
+        ConfigError: for settings that it lacks, naming ``group`` and those it has.
+    """
+    fields = [field.name for field in dataclasses.fields(cls)]
+    if unknown := sorted(set(settings) - set(fields)):
+        raise ConfigError(f"unknown {group} settings {', '.join(unknown)}; there are {', '.join(fields)}")
+    return cls(**settings)
 
 
 def check_types(config: Any, group: str) -> None:
