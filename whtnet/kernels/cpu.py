@@ -15,7 +15,7 @@ from torch import Tensor
 
 from whtnet.kernels.build import load_library
 from whtnet.kernels.lazy import LazyKernel
-from whtnet.kernels.shapes import as_stored, empty_like_input, empty_pixels, takes
+from whtnet.kernels.shapes import as_stored, empty_gradient, empty_like_input, empty_pixels, takes
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
 _LANES, _POINTS = 0, 1  # layouts, see csrc/spectral.cpp
@@ -82,7 +82,7 @@ def fwht2d_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``whtnet::fwht2d_backward``: gradients of the input (empty unless asked for), thresholds and weights."""
     x, layout = as_stored(x)
-    gx = empty_like_input(x) if input_gradient else x.new_empty(0)
+    gx = empty_gradient(x, input_gradient)
     gt = torch.zeros_like(threshold, memory_format=torch.contiguous_format)
     gv = gt.new_zeros(gt.shape if weight is not None else 0)
     job = _job_2d(x.dtype, x.shape, layout, tuple(threshold.shape), kind, clamp, keep_dc)
@@ -114,7 +114,7 @@ def bwht1d_backward(
 ) -> tuple[Tensor, Tensor]:
     """``whtnet::bwht1d_backward``: gradients of the input (empty unless asked for) and of the thresholds."""
     x, layout = as_stored(x)
-    gx = empty_like_input(x) if input_gradient else x.new_empty(0)
+    gx = empty_gradient(x, input_gradient)
     if stride != 1:
         gx.zero_()
     gt = torch.zeros_like(threshold, memory_format=torch.contiguous_format)

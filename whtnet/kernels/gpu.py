@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from whtnet.kernels.lazy import KernelError, LazyKernel
-from whtnet.kernels.shapes import as_stored, empty_like_input, empty_pixels, takes
+from whtnet.kernels.shapes import as_stored, empty_gradient, empty_like_input, empty_pixels, takes
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -75,7 +75,7 @@ def fwht2d_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``whtnet::fwht2d_backward``: gradients of the input (empty unless asked for), thresholds and weights."""
     x, layout = as_stored(x)
-    gx = empty_like_input(x) if input_gradient else x.new_empty(0)
+    gx = empty_gradient(x, input_gradient)
     grad = grad.contiguous(memory_format=layout)
     job = _job_2d(x.shape, layout, tuple(threshold.shape))
     return gx, *_backward(job, grad, x, threshold, weight, gx, (kind, clamp, keep_dc))
@@ -105,7 +105,7 @@ def bwht1d_backward(
 ) -> tuple[Tensor, Tensor]:
     """``whtnet::bwht1d_backward``: gradients of the input (empty unless asked for) and of the thresholds."""
     x, layout = as_stored(x)
-    gx = empty_like_input(x) if input_gradient else x.new_empty(0)
+    gx = empty_gradient(x, input_gradient)
     if stride != 1:
         gx.zero_()
     grad = grad.contiguous(memory_format=layout)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from whtnet.kernels import cpu, gpu, reference
-from whtnet.kernels.shapes import empty_like_input, empty_pixels
+from whtnet.kernels.shapes import empty_gradient, empty_like_input, empty_pixels
 
 _OPTIONS = "str kind, bool clamp, bool keep_dc"
 torch.library.define("whtnet::fwht2d", f"(Tensor x, Tensor threshold, Tensor? weight, {_OPTIONS}) -> Tensor")
@@ -82,7 +82,7 @@ def _(
     keep_dc: bool,
     input_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    gx = empty_like_input(x) if input_gradient else x.new_empty(0)
+    gx = empty_gradient(x, input_gradient)
     return gx, torch.empty_like(threshold), threshold.new_empty(0) if weight is None else torch.empty_like(weight)
 
 
@@ -103,7 +103,7 @@ def _(
     stride: int,
     input_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    return empty_like_input(x) if input_gradient else x.new_empty(0), torch.empty_like(threshold)
+    return empty_gradient(x, input_gradient), torch.empty_like(threshold)
 
 
 # -- autograd ---------------------------------------------------------------------------------------------------------

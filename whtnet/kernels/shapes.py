@@ -39,6 +39,11 @@ def empty_like_input(x: Tensor) -> Tensor:
     return empty_pixels(x, x.shape[1], 1) if is_channels_last(x) else x.new_empty(x.shape)
 
 
+def empty_gradient(x: Tensor, wanted: bool) -> Tensor:
+    """The gradient of the input of a backward operator: as :func:`empty_like_input`, or empty if it is not wanted."""
+    return empty_like_input(x) if wanted else x.new_empty(0)
+
+
 def empty_pixels(x: Tensor, channels: int, stride: int) -> Tensor:
     """A result for ``x`` ``(N, C, *spatial)`` with other channels, subsampled; the memory format as above."""
     spatial = [(s + stride - 1) // stride for s in x.shape[2:]]
