@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from whtnet.bench import LAYER_TESTS, BenchError, NetworkSpec, compare, measure, peak_memory
+from whtnet.bench import LAYER_TESTS, MEMORY, BenchError, NetworkSpec, compare, measure, peak_memory
 from whtnet.bench.contenders import Copy, inference_call, layer_call, training_call
 from whtnet.kernels import BACKENDS
 from whtnet.tables import load_spec, speed_tables
@@ -95,7 +95,7 @@ def test_measuring_in_a_fresh_process():
     result = measure({"do": "time_sizes", "sizes": [4, 64], "points": 1 << 12, "seconds": 0.02})
     assert list(result) == ["bwht1d", "conv1x1", "copy"]
     assert all(list(values) == ["4", "64"] for values in result.values())
-    assert measure({"do": "conditions", "keep_memory": True})["backend"] in BACKENDS
+    assert measure({"do": "conditions", "memory": "kept"})["backend"] in BACKENDS
     with pytest.raises(BenchError, match="nothing"):
         measure({"do": "nothing"})
 
@@ -123,7 +123,7 @@ def measured():
         for i, policy in enumerate(("none", "paper"))
     ]
     return {
-        "layers": modes | {f"{test}_kept": values for test, values in modes.items()},
+        "layers": dict.fromkeys(MEMORY, modes),
         "layer_memory": {t: {n: 8e6 / (i + 1) for i, n in enumerate(LAYER_TESTS[t].layers)} for t in LAYER_TESTS},
         "sizes": {name: {"2": 1e-9, "16": 4e-9} for name in ("bwht1d", "conv1x1", "copy")},
         "networks": networks,
@@ -132,14 +132,14 @@ def measured():
 
 
 def test_the_table_compares_with_the_convolution(measured):
-    layers, kept, networks = speed_tables(load_spec(ROOT / "experiments", "speed"), measured, "a machine")
+    layers, fresh, kept, networks = speed_tables(load_spec(ROOT / "experiments", "speed"), measured, "a machine")
     rows = {row[1]: dict(zip(layers.columns, row, strict=True)) for row in layers.rows if row[0].startswith("2-D")}
     ours = rows["2D-FWHT"]
     assert (ours["forward (ms)"], ours["× forward"], ours["× both"]) == ("1000.000", "3.0", "3.0")
     assert (ours["peak memory (MB)"], ours["memory"]) == ("2.7", "-66.7%")
     assert (ours["published ×"], ours["published memory"], ours["source"]) == ("24", "-19.51%", "BWHT, abstract")
     assert rows["3×3 convolution, bias, ReLU"]["× forward"] == "1.0"
-    assert len(kept.rows) == len(layers.rows)
+    assert len(fresh.rows) == len(kept.rows) == len(layers.rows)
     assert [row[4] for row in networks.rows] == ["1.00", "2.00"]
     assert "a machine" in layers.notes[0]
 

@@ -30,7 +30,14 @@ from whtnet.bench.timing import compare, peak_memory
 from whtnet.errors import UserError
 from whtnet.kernels import backend_for
 from whtnet.layers import BWHT1d, FWHT2d
-from whtnet.memory import keep_freed_memory
+from whtnet.memory import keep_freed_memory, recycle_results
+
+MEMORY = {
+    "recycled": lambda: None,  # as it is without settings
+    "fresh": lambda: recycle_results(0),
+    "kept": keep_freed_memory,
+}
+"""Where the memory of results on the CPU comes from; see :mod:`whtnet.memory`."""
 
 
 class BenchError(UserError, RuntimeError):
@@ -41,8 +48,8 @@ def measure(task: Mapping[str, Any]) -> dict[str, Any]:
     """Run a task in a fresh process.
 
     Args:
-        task: ``do``: the name of a function of this module; ``threads`` and ``device``: where it runs; ``keep_memory``:
-            whether freed memory is kept (:func:`whtnet.keep_freed_memory`); the other entries are its arguments.
+        task: ``do``: the name of a function of this module; ``threads`` and ``device``: where it runs; ``memory``:
+            one of :data:`MEMORY`; the other entries are its arguments.
 
     Raises:
         BenchError: with the end of what the process printed, if it failed.
@@ -138,8 +145,7 @@ def main() -> None:
     device = torch.device(task.pop("device", "cpu"))
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
-    if task.pop("keep_memory", False):
-        keep_freed_memory()
+    MEMORY[task.pop("memory", "recycled")]()
     torch.manual_seed(0)
     torch.set_num_threads(task.pop("threads", torch.get_num_threads()))
     print(json.dumps(functions[task.pop("do")](**task, device=device)))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-_SLICE = 5e-3  # seconds that a contender is timed for before the next one's turn, so that its data are in the cache
+_SLICE = 20e-3  # seconds that a contender is timed for before the next one's turn, so that its data are in the cache
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from whtnet.bench import measure
+from whtnet.bench import MEMORY, measure
 from whtnet.tables.render import NOT_AT_HAND, Table
 from whtnet.tables.spec import TableSpec
 
@@ -30,13 +30,13 @@ def measure_speed(spec: TableSpec, device: torch.device, seconds: float, on_step
         on_step: called with the fraction done and what comes next.
 
     Returns:
-        ``layers``: by test, and for the 1-D test with ``_kept`` for an allocator that keeps memory, by mode, by name: a
-        timing and the best memory format. ``layer_memory``: by test and name, bytes. ``sizes``: by name, by n, seconds.
+        ``layers``: by memory (:data:`whtnet.bench.MEMORY`), by test, by mode, by name: a timing and the best memory
+        format. ``layer_memory``: by test and name, bytes. ``sizes``: by name, by n, seconds.
         ``networks``: by row, cost, timings and bytes. ``conditions``: backend and environment variables.
     """
     networks = [{key: network[key] for key in ("backbone", "policy")} for network in spec.networks]
     names = {test: [_contender(row) for row in spec.rows if row["test"] == test] for test in TESTS}
-    total = 4 * len(TESTS) + sum(map(len, names.values())) + len(_BATCHES) + len(networks)
+    total = 2 * len(MEMORY) * len(TESTS) + sum(map(len, names.values())) + len(_BATCHES) + len(networks)
     done = 0
 
     def run(what: str, **task: Any) -> dict[str, Any]:
@@ -47,10 +47,11 @@ def measure_speed(spec: TableSpec, device: torch.device, seconds: float, on_step
         done += 1
         return result
 
-    layers: dict[str, Any] = {}
-    for test, kept in itertools.product(TESTS, (False, True)):
-        chosen = [name for name in names[test] if not (kept and name.endswith("_compiled"))]  # compiling takes a minute
-        layers[test + "_kept" * kept] = {
+    layers: dict[str, Any] = {memory: {} for memory in MEMORY}
+    for memory, test in itertools.product(MEMORY, TESTS):
+        # Compiling takes a minute.
+        chosen = [name for name in names[test] if memory == "recycled" or not name.endswith("_compiled")]
+        layers[memory][test] = {
             mode: run(
                 f"{test}, {mode}",
                 do="time_layers",
@@ -58,18 +59,18 @@ def measure_speed(spec: TableSpec, device: torch.device, seconds: float, on_step
                 names=chosen,
                 mode=mode,
                 seconds=seconds,
-                keep_memory=kept,
+                memory=memory,
             )
             for mode in ("forward", "training")
         }
-    memory = {
+    layer_memory = {
         test: {
             name: run(
                 f"{test}, memory of {name}",
                 do="layer_memory",
                 test=test,
                 name=name,
-                memory_format=layers[test]["forward"][name]["memory_format"],
+                memory_format=layers["recycled"][test]["forward"][name]["memory_format"],
             )["bytes"]
             for name in names[test]
             if not name.endswith("_compiled")  # the compiler itself would be counted
@@ -87,7 +88,7 @@ def measure_speed(spec: TableSpec, device: torch.device, seconds: float, on_step
             mode=mode,
             batch=batch,
             seconds=time,
-            keep_memory=True,  # as training does
+            memory="kept",  # as training does
         )
         for key, mode, batch, time in steps
     }
@@ -104,7 +105,7 @@ def measure_speed(spec: TableSpec, device: torch.device, seconds: float, on_step
         for i, (row, network) in enumerate(zip(spec.networks, networks, strict=True))
     ]
     conditions = measure({"do": "conditions", "device": str(device)})
-    return {"layers": layers, "layer_memory": memory, "sizes": sizes, "networks": rows, "conditions": conditions}
+    return {"layers": layers, "layer_memory": layer_memory, "sizes": sizes, "networks": rows, "conditions": conditions}
 
 
 def speed_tables(spec: TableSpec, measured: Mapping[str, Any], place: str) -> list[Table]:
@@ -115,22 +116,36 @@ def speed_tables(spec: TableSpec, measured: Mapping[str, Any], place: str) -> li
         Table(
             spec.title,
             _LAYER_COLUMNS,
-            _layer_rows(spec, measured, ""),
+            _layer_rows(spec, measured, "recycled"),
             spec.intro,
             notes,
             ("layer", "format", "source"),
         ),
-        Table(
-            "The same with an allocator that keeps memory",
-            _LAYER_COLUMNS[:7],
-            [row[:7] for row in _layer_rows(spec, measured, "_kept")],
-            "A result of 42 MB comes from the system in fresh pages each time, which costs more than the layer. After "
-            "`whtnet.keep_freed_memory()` glibc keeps them, for all contenders.",
-            text_columns=("layer", "format"),
+        *(
+            Table(
+                f"The same with {title}",
+                _LAYER_COLUMNS[:7],
+                [row[:7] for row in _layer_rows(spec, measured, memory)],
+                intro,
+                text_columns=("layer", "format"),
+            )
+            for memory, (title, intro) in _OTHER_MEMORY.items()
         ),
         _network_table(measured["networks"]),
     ]
 
+
+_OTHER_MEMORY = {
+    "fresh": (
+        "fresh memory",
+        "After `whtnet.recycle_results(0)` the layers' results too come from the system in fresh pages each time, "
+        "which for 42 MB costs more than the layer.",
+    ),
+    "kept": (
+        "kept memory",
+        "After `whtnet.keep_freed_memory()`, as in training, the C library keeps freed memory, for all contenders.",
+    ),
+}
 
 _LAYER_COLUMNS = [
     "test",
@@ -152,14 +167,14 @@ def _contender(row: Mapping[str, Any]) -> str:
     return row.get("contender", row["id"])
 
 
-def _layer_rows(spec: TableSpec, measured: Mapping[str, Any], suffix: str) -> list[list[str]]:
+def _layer_rows(spec: TableSpec, measured: Mapping[str, Any], memory: str) -> list[list[str]]:
     rows = []
     for row in spec.rows:
         name, test = _contender(row), row["test"]
-        if name not in measured["layers"][test + suffix]["forward"]:
+        modes, size = measured["layers"][memory][test], measured["layer_memory"][test]
+        if name not in modes["forward"]:
             continue
         first = next(_contender(r) for r in spec.rows if r["test"] == test)
-        modes, memory = measured["layers"][test + suffix], measured["layer_memory"][test]
         published = row.get("published") or {}
         times = [(modes[mode][name]["median"], modes[mode][first]["median"]) for mode in ("forward", "training")]
         rows.append(
@@ -168,8 +183,8 @@ def _layer_rows(spec: TableSpec, measured: Mapping[str, Any], suffix: str) -> li
                 row["label"],
                 modes["forward"][name]["memory_format"],
                 *(cell for mine, base in times for cell in (f"{mine * 1e3:.3f}", f"{base / mine:.1f}")),
-                f"{memory[name] / 1e6:.1f}" if name in memory else "",
-                f"{memory[name] / memory[first] - 1:+.1%}" if name in memory and name != first else "",
+                f"{size[name] / 1e6:.1f}" if name in size else "",
+                f"{size[name] / size[first] - 1:+.1%}" if name in size and name != first else "",
                 f"{published['speed']:g}" if "speed" in published else NOT_AT_HAND * bool(published),
                 f"{published['memory']:+.2%}" if "memory" in published else NOT_AT_HAND * bool(published),
                 published.get("source", ""),
@@ -186,7 +201,7 @@ def layer_ratios(spec: TableSpec, measured: Mapping[str, Any]) -> dict[str, tupl
     """
     ratios = {}
     for row in (row for row in spec.rows if "conv" not in row["id"]):
-        modes = measured["layers"][row["test"]]
+        modes = measured["layers"]["recycled"][row["test"]]
         base = next(_contender(r) for r in spec.rows if r["test"] == row["test"])
         forward, both = (
             modes[m][base]["median"] / modes[m][_contender(row)]["median"] for m in ("forward", "training")
