@@ -108,44 +108,70 @@ def _(
 
 # -- autograd ---------------------------------------------------------------------------------------------------------
 
-
-def _setup_fwht2d(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    x, threshold, weight, *ctx.options = inputs
-    ctx.save_for_backward(x, threshold, weight)
+# As torch.library.register_autograd, at half the cost of a small layer's pass and back.
+_autograd = torch.library.Library("whtnet", "FRAGMENT")
 
 
-def _fwht2d_gradient(ctx: Any, grad: Tensor) -> tuple:
-    x, threshold, weight = ctx.saved_tensors
-    kind, clamp, keep_dc = ctx.options
-    if torch.is_grad_enabled():  # create_graph=True: the reference is differentiable any number of times
-        gx, gt, gv = _reference_gradient(
-            lambda x, t, v: reference.fwht2d(x, t, v, kind=kind, clamp=clamp, keep_dc=keep_dc),
-            (x, threshold, weight),
-            grad,
-        )
-    else:
-        gx, gt, gv = torch.ops.whtnet.fwht2d_backward(
-            grad, x, threshold, weight, kind, clamp, keep_dc, ctx.needs_input_grad[0]
-        )
-    return gx if ctx.needs_input_grad[0] else None, gt, None if weight is None else gv, None, None, None
+def _register_autograd(name: str, function: type[torch.autograd.Function]) -> None:
+    operator = getattr(torch.ops.whtnet, name).default
+
+    def below_autograd(*arguments: Any) -> Tensor:
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator(*arguments)
+
+    def differentiable(*arguments: Any) -> Tensor:
+        if torch.is_grad_enabled():
+            return function.apply(below_autograd, *arguments)
+        return below_autograd(*arguments)
+
+    _autograd.impl(name, differentiable, "Autograd")
 
 
-def _setup_bwht1d(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    x, threshold, *ctx.options = inputs
-    ctx.save_for_backward(x, threshold)
+class _FWHT2d(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, operator: Any, x: Tensor, threshold: Tensor, weight: Tensor | None, *options: Any) -> Tensor:
+        ctx.save_for_backward(x, threshold, weight)
+        ctx.options = options
+        return operator(x, threshold, weight, *options)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        x, threshold, weight = ctx.saved_tensors
+        kind, clamp, keep_dc = ctx.options
+        wanted = ctx.needs_input_grad[1]
+        if torch.is_grad_enabled():  # create_graph=True: the reference is differentiable any number of times
+            gx, gt, gv = _reference_gradient(
+                lambda x, t, v: reference.fwht2d(x, t, v, kind=kind, clamp=clamp, keep_dc=keep_dc),
+                (x, threshold, weight),
+                grad,
+            )
+        else:
+            gx, gt, gv = torch.ops.whtnet.fwht2d_backward(grad, x, threshold, weight, kind, clamp, keep_dc, wanted)
+        return None, gx if wanted else None, gt, None if weight is None else gv, None, None, None
 
 
-def _bwht1d_gradient(ctx: Any, grad: Tensor) -> tuple:
-    x, threshold = ctx.saved_tensors
-    out_channels, kind, clamp, keep_dc, stride = ctx.options
-    if torch.is_grad_enabled():
-        options = {"kind": kind, "clamp": clamp, "keep_dc": keep_dc, "stride": stride}
-        gx, gt = _reference_gradient(lambda x, t: reference.bwht1d(x, t, out_channels, **options), (x, threshold), grad)
-    else:
-        gx, gt = torch.ops.whtnet.bwht1d_backward(
-            grad, x, threshold, out_channels, kind, clamp, keep_dc, stride, ctx.needs_input_grad[0]
-        )
-    return gx if ctx.needs_input_grad[0] else None, gt, None, None, None, None, None
+class _BWHT1d(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, operator: Any, x: Tensor, threshold: Tensor, *options: Any) -> Tensor:
+        ctx.save_for_backward(x, threshold)
+        ctx.options = options
+        return operator(x, threshold, *options)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        x, threshold = ctx.saved_tensors
+        out_channels, kind, clamp, keep_dc, stride = ctx.options
+        wanted = ctx.needs_input_grad[1]
+        if torch.is_grad_enabled():
+            options = {"kind": kind, "clamp": clamp, "keep_dc": keep_dc, "stride": stride}
+            gx, gt = _reference_gradient(
+                lambda x, t: reference.bwht1d(x, t, out_channels, **options), (x, threshold), grad
+            )
+        else:
+            gx, gt = torch.ops.whtnet.bwht1d_backward(
+                grad, x, threshold, out_channels, kind, clamp, keep_dc, stride, wanted
+            )
+        return None, gx if wanted else None, gt, None, None, None, None, None
 
 
 def _reference_gradient(function: Any, inputs: tuple, grad: Tensor) -> list[Tensor | None]:
@@ -157,5 +183,5 @@ def _reference_gradient(function: Any, inputs: tuple, grad: Tensor) -> list[Tens
     return results
 
 
-torch.library.register_autograd("whtnet::fwht2d", _fwht2d_gradient, setup_context=_setup_fwht2d)
-torch.library.register_autograd("whtnet::bwht1d", _bwht1d_gradient, setup_context=_setup_bwht1d)
+_register_autograd("fwht2d", _FWHT2d)
+_register_autograd("bwht1d", _BWHT1d)
