@@ -8,17 +8,21 @@ from typing import Any
 
 from _compose import ROOT, compose_config
 
-from whtnet.console import ProgressView, console, exit_on_user_error
-from whtnet.experiment import Experiment, resolve_device, run
+from whtnet.console import ProgressView, TaskView, console, exit_on_user_error
+from whtnet.experiment import Experiment, resolve_device
+from whtnet.jobs import Job, default_at_once, run_jobs
 from whtnet.policy import shipped_policies
 from whtnet.records import environment, put_record, read_records, write_json
 from whtnet.tables import (
     Table,
+    TableError,
     TableSpec,
     command_for,
     count_coverage,
     count_families,
     count_rows,
+    count_training_rows,
+    counts_file,
     draw_figures,
     load_spec,
     measure_speed,
@@ -49,6 +53,15 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=1.5, help="time for each contender of a speed table")
     parser.add_argument("--fresh", action="store_true", help="train again what this checkout has trained before")
+    parser.add_argument(
+        "--recipe", help="a trainer config, such as authors or short; default: authors on a GPU, else short"
+    )
+    parser.add_argument("--rows", type=_words, metavar="ID,…", help="train these rows only")
+    parser.add_argument("--seeds", type=_numbers, metavar="N,…", help="train these seeds in place of the table's")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at once; default: 1 on the CPU, many on a GPU")
+    parser.add_argument(
+        "--no-training", action="store_true", help="count the rows of training tables and show what is recorded"
+    )
     arguments = parser.parse_args()
     specs = [load_spec(EXPERIMENTS, name) for name in arguments.tables or QUICK]
     if arguments.list:
@@ -57,6 +70,14 @@ def main() -> None:
     for spec in specs:
         _REPRODUCE[spec.kind](spec, arguments)
         _publish(spec, arguments)
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",")]
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(word) for word in text.split(",")]
 
 
 def _list_tables() -> None:
@@ -87,27 +108,62 @@ def _backbone_settings(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _reproduce_training(spec: TableSpec, arguments: argparse.Namespace) -> None:
-    recorded = {(r["table"], r["row"], r["seed"]) for r in read_records(RECORDS)}
-    runs = [(row, seed) for row in spec.rows for seed in row.get("seeds", spec.seeds)]
-    missing = [(row, seed) for row, seed in runs if spec.rerun or (spec.name, row["id"], seed) not in recorded]
+    if spec.counted:
+        _count(spec)
+    if arguments.no_training:
+        return
+    device = resolve_device("auto")
+    recipe = spec.recipe or arguments.recipe or ("authors" if device.type == "cuda" else "short")
+    runs = [(row, seed) for row in _chosen_rows(spec, arguments.rows) for seed in _seeds(spec, row, arguments.seeds)]
+    recorded = {(r["table"], r["row"], r["seed"], r["recipe"]) for r in read_records(RECORDS)}
+    missing = [(row, seed) for row, seed in runs if spec.rerun or (spec.name, row["id"], seed, recipe) not in recorded]
     if len(missing) < len(runs):
         console.print(f"{spec.name}: {len(runs) - len(missing)} of {len(runs)} runs are recorded in {_shown(RECORDS)}")
-    with ProgressView(spec.name, len(missing)) as view:
-        for row, seed in missing:
-            overrides = [*spec.overrides, *row["overrides"], f"seed={seed}", f"logger={arguments.logger}"]
-            config = compose_config([*overrides, *arguments.override])
-            bar = view.task(f"{row['id']}, seed {seed}")
-            record = run(
-                Experiment.from_config(config),
-                sink=make_sink(**config["logger"]),
-                root=ROOT / config["run_root"],
-                resume="never" if arguments.fresh else "auto",
-                group=spec.name,
-                tags=(spec.name, row["id"]),
-                on_progress=bar,
-            )
-            put_record(RECORDS, {"table": spec.name, "row": row["id"], **record})
-            bar.finish()
+    jobs = [_job(spec, row, seed, recipe, arguments) for row, seed in missing]
+    at_once = default_at_once(device, len(jobs)) if arguments.jobs is None else arguments.jobs
+    rows = {job.title: row["id"] for job, (row, _) in zip(jobs, missing, strict=True)}
+    bars: dict[str, TaskView] = {}
+    with ProgressView(spec.name, len(jobs)) as view:
+
+        def begin(job: Job) -> TaskView:
+            bars[job.title] = view.task(job.title)
+            return bars[job.title]
+
+        def keep(job: Job, record: dict[str, Any]) -> None:
+            put_record(RECORDS, {"table": spec.name, "row": rows[job.title], "recipe": recipe, **record})
+            bars[job.title].finish()
+
+        run_jobs(jobs, at_once, on_start=begin, on_record=keep, on_print=console.print)
+
+
+def _count(spec: TableSpec) -> None:
+    with ProgressView() as view:
+        bar, done = view.task(f"{spec.title}: counting"), itertools.count(1)
+        rows = count_training_rows(spec, compose_config, lambda step: bar(next(done) / len(spec.rows), step))
+    write_json(RESULTS / counts_file(spec), {"environment": environment("cpu"), "rows": rows})
+
+
+def _chosen_rows(spec: TableSpec, chosen: Sequence[str] | None) -> list[Mapping[str, Any]]:
+    ids = [row["id"] for row in spec.rows]
+    if unknown := sorted(set(chosen or ()) - set(ids)):
+        raise TableError(f"table {spec.name!r} has no row {', '.join(unknown)}; there are {', '.join(ids)}")
+    return [row for row in spec.rows if chosen is None or row["id"] in chosen]
+
+
+def _seeds(spec: TableSpec, row: Mapping[str, Any], chosen: Sequence[int] | None) -> Sequence[int]:
+    return row.get("seeds", spec.seeds) if chosen is None else chosen
+
+
+def _job(spec: TableSpec, row: Mapping[str, Any], seed: int, recipe: str, arguments: argparse.Namespace) -> Job:
+    overrides = [*spec.overrides, f"trainer={recipe}", *row["overrides"], f"seed={seed}", f"logger={arguments.logger}"]
+    config = compose_config([*overrides, *arguments.override])
+    options = {
+        "root": ROOT / config["run_root"],
+        "resume": "never" if arguments.fresh else "auto",
+        "group": spec.name,
+        "tags": (spec.name, row["id"]),
+    }
+    return Job(f"{row['id']}, seed {seed}", Experiment.from_config(config), config["logger"], options)
 
 
 def _reproduce_speed(spec: TableSpec, arguments: argparse.Namespace) -> None:

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from whtnet import jobs
 from whtnet.backbones import build_backbone
 from whtnet.data import SOURCES
 from whtnet.engine import TrainConfig
 from whtnet.policy import Policy
+from whtnet.records import read_records
 from whtnet.tables import load_spec, table_names
 from whtnet.tracking import make_sink
 
@@ -212,7 +214,7 @@ def reproduce(scripts, tmp_path, monkeypatch):
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["reproduce_table.py", "tiny", "--logger", "none", *arguments])
         module.main()
-        return [json.loads(line) for line in module.RECORDS.read_text().splitlines()]
+        return read_records(module.RECORDS)
 
     return call
 
@@ -248,7 +250,8 @@ def test_the_table_itself_goes_to_the_dashboard(reproduce, scripts, monkeypatch,
             return lambda *arguments, **options: self.calls.append((name, *arguments))
 
     sinks = []
-    monkeypatch.setattr(scripts("reproduce_table"), "make_sink", lambda **_: sinks.append(Listener()) or sinks[-1])
+    for module in (scripts("reproduce_table"), jobs):
+        monkeypatch.setattr(module, "make_sink", lambda **_: sinks.append(Listener()) or sinks[-1])
     reproduce()
     assert len(sinks) == 4  # three runs and the table
     (_, info), (_, tables, images), (finish, _) = sinks[-1].calls
@@ -259,6 +262,51 @@ def test_the_table_itself_goes_to_the_dashboard(reproduce, scripts, monkeypatch,
     assert len(rows) == 2
     assert set(images) == {"pareto", "curves"}
     assert all(path.is_file() for path in images.values())
+
+
+def test_reproduce_chosen_rows_and_seeds_by_another_recipe(reproduce, tmp_path):
+    reproduce("--rows", "conv3x3")
+    records = reproduce("--rows", "baseline,conv3x3", "--seeds", "3", "--recipe", "authors")
+    assert [(r["row"], r["recipe"], r["seed"], r["settings"]["trainer"]["schedule"]) for r in records] == [
+        ("conv3x3", "short", 0, "onecycle"),
+        ("baseline", "authors", 3, "multistep"),
+        ("conv3x3", "authors", 3, "multistep"),
+    ]
+    labels = [
+        line.split("|")[1].strip()
+        for line in (tmp_path / "results" / "tiny.md").read_text().splitlines()
+        if line.startswith("| ")
+    ]
+    assert labels[2:] == ["baseline; recipe `authors`", "replaced; recipe `authors`", "replaced; recipe `short`"]
+
+
+def test_reproduce_counts_without_training(reproduce, tmp_path):
+    spec = tmp_path / "experiments" / "tiny.yaml"
+    spec.write_text(spec.read_text() + "counted: [{label: 32×32, input_size: [3, 32, 32]}]\n")
+    assert reproduce("--no-training") == []
+    markdown = (tmp_path / "results" / "tiny.md").read_text()
+    assert "273,066" in markdown
+    assert markdown.count("not run") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--rows", "nothing"], "no row nothing; there are baseline, conv3x3"),
+        (["--recipe", "soup"], "soup"),
+        (["--jobs", "0"], "from 1"),
+    ],
+)
+def test_reproduce_says_what_it_cannot_do(reproduce, capsys, arguments, words):
+    with pytest.raises(SystemExit):
+        reproduce(*arguments)
+    assert words in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_reproduce_several_runs_at_once(reproduce):
+    alone, records = reproduce(), reproduce("--fresh", "--jobs", "2")
+    assert sorted((r["row"], r["seed"]) for r in records) == sorted((r["row"], r["seed"]) for r in alone)
 
 
 def test_a_table_that_asks_for_it_is_trained_again(reproduce, tmp_path):

@@ -43,7 +43,22 @@ def test_lines_in_a_file(screen, monkeypatch):
             task(step / 100, "epoch 1/5")
     lines = out.getvalue().splitlines()
     assert len(lines) == 3  # one every 30 seconds
-    assert lines[0] == "[1/3] row a, seed 0: 30%, epoch 1/5"
+    assert lines[0] == "[0 of 3 done, 5 min left] row a, seed 0: 30%, epoch 1/5"
+
+
+def test_several_tasks_at_once_share_a_line(screen, monkeypatch):
+    out = screen(terminal=False)
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    with console.ProgressView("table", 4) as view:
+        first, second = view.task("a"), view.task("b")
+        second(1.0, "epoch 5/5")
+        second.finish()
+        third = view.task("c")
+        third(0.5, "epoch 3/5")
+        now[0] = 120.0
+        first(0.5, "epoch 2/5")
+    assert out.getvalue() == "[1 of 4 done, 2 min left] a: 50%, epoch 2/5; c: 50%, epoch 3/5\n"
 
 
 def test_the_report_shows_sites_and_totals(screen):

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def record(row, seed=0, **fields):
-    return {"table": "t", "row": row, "seed": seed, **fields}
+    return {"table": "t", "row": row, "recipe": "short", "seed": seed, **fields}
 
 
 # --- files ---
@@ -37,7 +37,7 @@ def test_put_record_replaces_the_same_key_in_place_and_appends_others(tmp_path):
 
 
 def test_put_record_needs_its_key(tmp_path):
-    with pytest.raises(UserError, match="missing: seed"):
+    with pytest.raises(UserError, match="missing: recipe, seed"):
         put_record(tmp_path / "runs.jsonl", {"table": "t", "row": "a"})
     put_record(tmp_path / "runs.jsonl", {"id": 1}, key=("id",))
     assert read_records(tmp_path / "runs.jsonl") == [{"id": 1}]

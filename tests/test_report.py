@@ -37,6 +37,7 @@ def record(row, seed, top1, parameters, layers=None):
     return {
         "table": "mine",
         "row": row,
+        "recipe": "short",
         "seed": seed,
         "epochs": 3,
         "test_top1": top1,
@@ -132,7 +133,7 @@ def test_points_and_curves_are_those_of_the_records(project):
     assert mean["y"] == [81.0, 86.0, pytest.approx(91 - 10 / 3)]
     assert band["y"][0] - mean["y"][0] == pytest.approx(2**0.5)
     assert band["y"][-1] - mean["y"][0] == pytest.approx(-(2**0.5))
-    one_seed = TrainedRow("one", {}, rows[0].records[:1])
+    one_seed = TrainedRow("one", {}, rows[0].cost, {}, rows[0].records[:1])
     assert len(curve_charts([one_seed])[0].data["data"]) == 1
 
 
@@ -144,7 +145,7 @@ def test_maps_are_in_sequency_order():
 def test_layers_are_drawn_as_they_act():
     layer = {"name": "x", "kind": "FWHT2d", "clamp": True, "weight": None, "zero_share": 0.25}
     layer["threshold"] = [[-1.0, 0.25], [0.5, 0.75]]
-    row = TrainedRow("r", {}, [{"layers": [layer]}, {"layers": [{**layer, "zero_share": 0.75}]}])
+    row = TrainedRow("r", {}, {}, {}, [{"layers": [layer]}, {"layers": [{**layer, "zero_share": 0.75}]}])
     (chart,) = layer_charts(row)
     assert chart.data["data"][0]["z"] == [[0.0, 0.25], [0.5, 0.75]]
     assert zero_chart([row]).data["data"][0]["x"] == [50.0]

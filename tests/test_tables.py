@@ -1,12 +1,13 @@
 import csv
 import io
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 from whtnet.errors import UserError
-from whtnet.records import put_record, write_json
+from whtnet.records import put_record, read_records, write_json
 from whtnet.tables import (
     Table,
     TableError,
@@ -17,7 +18,7 @@ from whtnet.tables import (
     stored_tables,
     table_names,
     trained_rows,
-    training_table,
+    training_tables,
     update_readme,
     write_tables,
 )
@@ -40,10 +41,11 @@ def write_spec(folder, text):
     return load_spec(folder, "mine")
 
 
-def record(row, seed, top1, parameters=100, table="mine"):
+def record(row, seed, top1, parameters=100, table="mine", recipe="short"):
     return {
         "table": table,
         "row": row,
+        "recipe": recipe,
         "seed": seed,
         "epochs": 5,
         "test_top1": top1,
@@ -68,7 +70,7 @@ rows:
 
 def test_training_table_aggregates_records(tmp_path):
     records = [record("a", 0, 90.0), record("a", 1, 92.0), record("b", 0, 88.0, 50), record("a", 0, 1.0, table="other")]
-    table = training_table(write_spec(tmp_path, SPEC), records)
+    (table,) = training_tables(write_spec(tmp_path, SPEC), records, {})
     rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
     assert rows[0]["test top-1 (%)"] == "91.00 ± 1.41 (n=2)"
     assert rows[1]["test top-1 (%)"] == "88.00 (n=1)"
@@ -77,6 +79,65 @@ def test_training_table_aggregates_records(tmp_path):
     assert rows[1]["source"] == "somewhere"
     assert rows[2]["test top-1 (%)"] == rows[2]["parameters"] == "not run"
     assert any("a CPU" in note and "01234567" in note for note in table.notes)
+
+
+COUNTED = """
+counted:
+  - {label: small, input_size: [3, 32, 32]}
+  - {label: large, input_size: [3, 64, 64]}
+"""
+
+
+def test_rows_that_were_not_trained_show_what_they_cost(tmp_path):
+    spec = write_spec(tmp_path, SPEC.replace("id: c,", "id: c, baseline: b,") + COUNTED)
+    counts = {
+        row: [{"parameters": n, "macs": 1_000_000}, {"parameters": 2 * n, "macs": 4_000_000}]
+        for row, n in (("a", 100), ("b", 50), ("c", 40))
+    }
+    table, costs = training_tables(spec, [record("a", 0, 90.0)], counts)
+    assert [row[1:5] for row in table.rows] == [
+        ["100", "+0.0%", "1.0", "90.00 (n=1)"],
+        ["50", "-50.0%", "1.0", "not run"],
+        ["40", "-20.0%", "1.0", "not run"],
+    ]
+    assert costs.columns[1:3] == ["small: parameters", "small: MACs (M)"]
+    assert costs.rows[2][1:] == ["40", "1.0", "80", "4.0"]
+
+
+def test_a_row_trained_by_two_recipes_is_two_rows(tmp_path):
+    full = {**record("a", 0, 95.0, recipe="authors"), "epochs": 200}
+    (table,) = training_tables(write_spec(tmp_path, SPEC), [record("a", 0, 90.0), full, record("b", 0, 80.0)], {})
+    assert [row[0] for row in table.rows] == [
+        "first; recipe `authors`",
+        "first; recipe `short`",
+        "second; recipe `short`",
+        "third",
+    ]
+    assert [row[4] for row in table.rows] == ["95.00 (n=1)", "90.00 (n=1)", "80.00 (n=1)", "not run"]
+    recipes = [row[table.columns.index("recipe")] for row in table.rows]
+    assert recipes[:2] == ["`authors`: onecycle, 200 epochs, float32", "`short`: onecycle, 5 epochs, float32"]
+
+
+def test_counts_alone_make_a_table_without_figures(tmp_path):
+    spec = write_spec(tmp_path, SPEC + COUNTED)
+    costs = [{"parameters": 10, "macs": 1_000_000}] * 2
+    write_json(tmp_path / "mine.json", {"rows": dict.fromkeys("abc", costs)})
+    assert len(stored_tables(spec, tmp_path)) == 2
+    draw_figures(spec, tmp_path)
+    assert not (tmp_path / "figures").exists()
+
+
+@pytest.mark.parametrize("name", table_names(EXPERIMENTS))
+def test_recorded_costs_are_those_counted(name):
+    spec, path = load_spec(EXPERIMENTS, name), ROOT / "results" / f"{name}.json"
+    if not spec.counted:
+        pytest.skip("a table without counts")
+    counts = json.loads(path.read_text())["rows"]
+    assert list(counts) == [row["id"] for row in spec.rows]
+    assert {len(costs) for costs in counts.values()} == {len(spec.counted)}
+    for run in read_records(ROOT / "results" / "runs.jsonl"):
+        if run["table"] == name:
+            assert run["cost"] == counts[run["row"]][0]
 
 
 def test_sample_standard_deviation():
@@ -143,7 +204,7 @@ def test_curves_over_seeds(tmp_path):
         [{"epoch": 1, "test_top1": 14.0}],
     ]
     records = [{**record("a", seed, 90.0), "history": history} for seed, history in enumerate(histories)]
-    (row, *_) = trained_rows(write_spec(tmp_path, SPEC), records)
+    (row, *_) = trained_rows(write_spec(tmp_path, SPEC), records, {})
     assert row.curve("test_top1") == {1: (12.0, pytest.approx(8**0.5), 2), 3: (30.0, 0.0, 1)}
 
 

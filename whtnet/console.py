@@ -50,8 +50,9 @@ class ProgressView:
             disable=not console.is_terminal,
         )
         self._overall = self._bars.add_task(title, total=total, status="") if title else None
-        self._title, self._total, self._done = title, total, 0
-        self._last_line = time.monotonic()
+        self._total, self._done = total, 0
+        self._under_way: dict[TaskID, TaskView] = {}
+        self._begun = self._last_line = time.monotonic()
 
     def __enter__(self) -> "ProgressView":
         self._bars.start()
@@ -62,22 +63,35 @@ class ProgressView:
 
     def task(self, description: str) -> "TaskView":
         """Add a bar for a task that goes from 0 to 1."""
-        return TaskView(self, description, self._bars.add_task(description, total=1.0, status=""))
+        task = TaskView(self, description, self._bars.add_task(description, total=1.0, status=""))
+        self._under_way[task.identifier] = task
+        return task
 
-    def _update(self, task: "TaskView", fraction: float, status: str) -> None:
-        self._bars.update(task.identifier, completed=fraction, status=status)
+    def _update(self, task: "TaskView") -> None:
+        self._bars.update(task.identifier, completed=task.fraction, status=task.status)
         if self._overall is not None:
-            self._bars.update(self._overall, completed=self._done + fraction)
+            self._bars.update(self._overall, completed=self._completed())
         if not console.is_terminal and time.monotonic() - self._last_line > _LOG_INTERVAL_S:
             self._last_line = time.monotonic()
-            overall = f"[{self._done + 1}/{self._total}] " if self._title else ""
-            console.print(f"{overall}{task.description}: {fraction:.0%}, {status}", markup=False)
+            tasks = "; ".join(f"{t.description}: {t.fraction:.0%}, {t.status}" for t in self._under_way.values())
+            console.print(f"{self._position()}{tasks}", markup=False)
 
     def _finish(self, task: "TaskView") -> None:
         self._bars.remove_task(task.identifier)
+        del self._under_way[task.identifier]
         self._done += 1
         if self._overall is not None:
-            self._bars.update(self._overall, completed=self._done)
+            self._bars.update(self._overall, completed=self._completed())
+
+    def _completed(self) -> float:
+        return self._done + sum(task.fraction for task in self._under_way.values())
+
+    def _position(self) -> str:
+        if self._overall is None:
+            return ""
+        completed = self._completed()
+        seconds = (time.monotonic() - self._begun) * (self._total - completed) / completed if completed else 0.0
+        return f"[{self._done} of {self._total} done, {max(1, round(seconds / 60))} min left] "
 
 
 class TaskView:
@@ -85,10 +99,12 @@ class TaskView:
 
     def __init__(self, view: ProgressView, description: str, identifier: TaskID) -> None:
         self._view, self.description, self.identifier = view, description, identifier
+        self.fraction, self.status = 0.0, ""
 
     def __call__(self, fraction: float, status: str) -> None:
         """Show ``fraction`` (0 to 1) and ``status``."""
-        self._view._update(self, fraction, status)
+        self.fraction, self.status = fraction, status
+        self._view._update(self)
 
     def finish(self) -> None:
         """Take the bar away and count the task as done."""

@@ -73,7 +73,9 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
     return records
 
 
-def put_record(path: str | Path, record: Mapping[str, Any], key: Sequence[str] = ("table", "row", "seed")) -> None:
+def put_record(
+    path: str | Path, record: Mapping[str, Any], key: Sequence[str] = ("table", "row", "recipe", "seed")
+) -> None:
     """Put ``record`` into a file of one JSON object per line: in place of those that agree in ``key``, else at the end.
 
     The file is replaced in one step, under a lock against other processes; a torn last line goes with that.

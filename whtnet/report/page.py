@@ -13,6 +13,7 @@ from whtnet.errors import UserError
 from whtnet.report.charts import Chart, curve_charts, layer_charts, pareto_charts, speed_charts, zero_chart
 from whtnet.tables import Table, TableError, TableSpec, command_for, stored_tables
 from whtnet.tables.stored import measurements_file, stored_measurements, stored_rows
+from whtnet.tables.training import TrainedRow
 
 
 class ReportError(UserError):
@@ -97,8 +98,8 @@ def build_report(specs: Iterable[TableSpec], results: Path) -> str:
 
 def _accuracy(specs: Iterable[TableSpec], results: Path) -> Section:
     blocks = [
-        Block(f"accuracy-{spec.name}", spec.title, spec.intro, pareto_charts(stored_rows(spec, results)))
-        for spec in _of_kind(specs, "training")
+        Block(f"accuracy-{spec.name}", spec.title, spec.intro, pareto_charts(rows))
+        for spec, rows in _trained(specs, results)
     ]
     text = (
         "Test accuracy at the last epoch, mean and standard deviation over seeds. The dotted line is the Pareto front: "
@@ -109,8 +110,7 @@ def _accuracy(specs: Iterable[TableSpec], results: Path) -> Section:
 
 def _curves(specs: Iterable[TableSpec], results: Path) -> Section:
     blocks = [
-        Block(f"curves-{spec.name}", spec.title, charts=curve_charts(stored_rows(spec, results)))
-        for spec in _of_kind(specs, "training")
+        Block(f"curves-{spec.name}", spec.title, charts=curve_charts(rows)) for spec, rows in _trained(specs, results)
     ]
     text = "Mean over seeds; the band is ± one standard deviation where there is more than one seed."
     return Section("curves", "Training curves", text, blocks)
@@ -126,8 +126,7 @@ def _speed(specs: Iterable[TableSpec], results: Path) -> Section:
 
 def _layers(specs: Iterable[TableSpec], results: Path) -> Section:
     blocks = []
-    for spec in _of_kind(specs, "training"):
-        rows = stored_rows(spec, results)
+    for spec, rows in _trained(specs, results):
         inspected = [row for row in rows if any(record.get("layers") for record in row.records)]
         if inspected:
             blocks.append(Block(f"zeros-{spec.name}", spec.title, charts=[zero_chart(rows)]))
@@ -153,6 +152,10 @@ def _tables(specs: Sequence[TableSpec], tables: Sequence[Sequence[Table]]) -> Se
         for spec, shown in zip(specs, tables, strict=True)
     ]
     return Section("tables", "Tables", "A published value stands beside its source.", blocks)
+
+
+def _trained(specs: Iterable[TableSpec], results: Path) -> list[tuple[TableSpec, list[TrainedRow]]]:
+    return [(spec, rows) for spec in _of_kind(specs, "training") if (rows := stored_rows(spec, results))]
 
 
 def _of_kind(specs: Iterable[TableSpec], kind: str) -> list[TableSpec]:

@@ -11,8 +11,8 @@ from whtnet.tables.parameters import (
 from whtnet.tables.render import Table, update_readme, write_tables
 from whtnet.tables.spec import TableError, TableSpec, load_spec, table_names
 from whtnet.tables.speed import measure_speed, speed_tables
-from whtnet.tables.stored import command_for, stored_tables
-from whtnet.tables.training import place, trained_rows, training_table
+from whtnet.tables.stored import command_for, counts_file, stored_tables
+from whtnet.tables.training import count_training_rows, place, trained_rows, training_tables
 
 __all__ = [
     "Table",
@@ -22,6 +22,8 @@ __all__ = [
     "count_coverage",
     "count_families",
     "count_rows",
+    "count_training_rows",
+    "counts_file",
     "coverage_tables",
     "draw_figures",
     "load_spec",
@@ -32,7 +34,7 @@ __all__ = [
     "stored_tables",
     "table_names",
     "trained_rows",
-    "training_table",
+    "training_tables",
     "update_readme",
     "write_tables",
 ]

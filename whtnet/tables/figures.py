@@ -21,14 +21,13 @@ METRICS = {"test_top1": "test top-1 (%)", "train_loss": "training loss"}
 def draw_figures(spec: TableSpec, results: Path) -> None:
     """Draw the figures of a table from its measurements in ``results`` into ``results/figures``.
 
-    A training table has NAME_pareto and NAME_curves, a speed table NAME_ratios and NAME_growth, others have none.
+    A training table with runs has NAME_pareto and NAME_curves, a speed table NAME_ratios and NAME_growth, others none.
 
     Raises:
         TableError: if nothing was measured for it; names the command that does.
     """
     figures = results / "figures"
-    if spec.kind == "training":
-        rows = stored_rows(spec, results)
+    if spec.kind == "training" and (rows := stored_rows(spec, results)):
         draw_pareto(rows, figures / f"{spec.name}_pareto")
         draw_curves(rows, figures / f"{spec.name}_curves")
     elif spec.kind == "speed":

@@ -28,7 +28,10 @@ class TableSpec:
         intro: a sentence or two above the table.
         rows: each with an ``id``, and what its kind needs.
         overrides: Hydra overrides that all rows of a training table share.
+        recipe: trainer config of a training table; None for the one that is asked for.
         seeds: seeds of each row of a training table; a row's own ``seeds`` win.
+        counted: what to count a training table's rows at, trained or not, the first as it is trained: ``label``,
+            ``input_size``, and ``overrides`` besides the row's.
         rerun: train every row on this machine, whatever records there are; otherwise recorded runs are kept.
         families: backbones for the matrix of a parameter table.
         networks: whole networks of a speed table.
@@ -40,7 +43,9 @@ class TableSpec:
     rows: tuple[Mapping[str, Any], ...]
     intro: str = ""
     overrides: tuple[str, ...] = ()
+    recipe: str | None = None
     seeds: tuple[int, ...] = (0,)
+    counted: tuple[Mapping[str, Any], ...] = ()
     rerun: bool = False
     families: tuple[Mapping[str, Any], ...] = ()
     networks: tuple[Mapping[str, Any], ...] = ()
@@ -69,7 +74,7 @@ def load_spec(folder: Path, name: str) -> TableSpec:
         raise TableError(f"no table {name!r}; there are {', '.join(table_names(folder))}")
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
-        names = ("rows", "overrides", "seeds", "families", "networks")
+        names = ("rows", "overrides", "seeds", "counted", "families", "networks")
         lists = {key: tuple(data[key]) for key in names if key in data}
         return TableSpec(name=name, **{**data, **lists})
     except (yaml.YAMLError, TypeError) as error:

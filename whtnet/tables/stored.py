@@ -10,7 +10,7 @@ from whtnet.tables.parameters import coverage_tables, parameter_tables
 from whtnet.tables.render import Table
 from whtnet.tables.spec import TableError, TableSpec
 from whtnet.tables.speed import speed_tables
-from whtnet.tables.training import TrainedRow, place, trained_rows, training_table
+from whtnet.tables.training import Counts, TrainedRow, place, trained_rows, training_tables
 
 RECORDS = "runs.jsonl"
 
@@ -33,8 +33,7 @@ def stored_tables(spec: TableSpec, results: Path) -> list[Table]:
         RecordError: for a damaged file of records.
     """
     if spec.kind == "training":
-        stored_rows(spec, results)
-        return [training_table(spec, read_records(results / RECORDS))]
+        return training_tables(spec, *_runs_and_counts(spec, results))
     stored = stored_measurements(spec, results)
     match spec.kind:
         case "parameters":
@@ -47,10 +46,12 @@ def stored_tables(spec: TableSpec, results: Path) -> list[Table]:
 
 def stored_rows(spec: TableSpec, results: Path) -> list[TrainedRow]:
     """The rows of a training table, those without a record left out; raises as :func:`stored_tables`."""
-    rows = [row for row in trained_rows(spec, read_records(results / RECORDS)) if row.records]
-    if not rows:
-        raise _missing(spec, results)
-    return rows
+    return [row for row in trained_rows(spec, *_runs_and_counts(spec, results)) if row.records]
+
+
+def counts_file(spec: TableSpec) -> str:
+    """Name of the file in ``results/`` that holds what the rows of a training table cost."""
+    return f"{spec.name}.json"
 
 
 def stored_measurements(spec: TableSpec, results: Path) -> Mapping[str, Any]:
@@ -59,6 +60,15 @@ def stored_measurements(spec: TableSpec, results: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise _missing(spec, results)
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _runs_and_counts(spec: TableSpec, results: Path) -> tuple[list[dict[str, Any]], Counts]:
+    records = [record for record in read_records(results / RECORDS) if record["table"] == spec.name]
+    path = results / counts_file(spec)
+    counts = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else {}
+    if not records and not counts:
+        raise _missing(spec, results)
+    return records, counts
 
 
 def _missing(spec: TableSpec, results: Path) -> TableError:

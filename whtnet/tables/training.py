@@ -1,32 +1,38 @@
-"""Training tables: records → mean ± standard deviation over seeds."""
+"""Training tables: records → mean ± standard deviation over seeds; the costs of all rows, counted on built models."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from whtnet.backbones import build_backbone
+from whtnet.policy import Policy, apply_policy_
 from whtnet.tables.render import NOT_AT_HAND, Table
 from whtnet.tables.spec import TableSpec
+
+Counts = Mapping[str, Sequence[Mapping[str, int]]]
+"""By the id of a row, its :class:`whtnet.cost.Cost` at each of the table's ``counted`` sizes."""
+
+_CLASSES = 10  # of CIFAR-10
 
 
 @dataclass(frozen=True)
 class TrainedRow:
-    """A row of a training table.
+    """A row of a training table, trained by one recipe.
 
     Attributes:
         label: as shown.
         published: ``top1`` in percent, ``parameters``, ``source``; empty where nothing is at hand.
+        cost: what :class:`whtnet.cost.Cost` counts; empty where the row was neither trained nor counted.
+        baseline: the cost of the row that it is compared with.
         records: of its runs, one a seed; may be empty.
     """
 
     label: str
     published: Mapping[str, Any]
+    cost: Mapping[str, int]
+    baseline: Mapping[str, int]
     records: Sequence[Mapping[str, Any]]
-
-    @property
-    def cost(self) -> Mapping[str, int]:
-        """What :class:`whtnet.cost.Cost` counts, the same for all seeds; empty without a record."""
-        return self.records[0]["cost"] if self.records else {}
 
     @property
     def top1(self) -> "Spread":
@@ -59,16 +65,45 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0, len(values))
 
 
-def trained_rows(spec: TableSpec, records: Sequence[Mapping[str, Any]]) -> list[TrainedRow]:
-    """The rows of ``spec`` with their records."""
-    return [
-        TrainedRow(
-            row["label"],
-            row.get("published") or {},
-            [r for r in records if r["table"] == spec.name and r["row"] == row["id"]],
-        )
-        for row in spec.rows
-    ]
+def count_training_rows(
+    spec: TableSpec, compose: Callable[[Sequence[str]], Mapping[str, Any]], on_step: Callable[[str], None]
+) -> dict[str, list[dict[str, int]]]:
+    """Count what the rows of a training table cost, without training them.
+
+    Args:
+        spec: the table.
+        compose: the config that a list of overrides makes.
+        on_step: called with the id of each row when it is done.
+
+    Returns:
+        :data:`Counts`.
+    """
+    counts = {}
+    for row in spec.rows:
+        counts[row["id"]] = []
+        for size in spec.counted:
+            config = compose([*spec.overrides, *row["overrides"], *size.get("overrides", ())])
+            model = build_backbone(**config["backbone"], num_classes=_CLASSES).to("meta")  # nothing is computed
+            report = apply_policy_(model, Policy.from_dict(config["policy"]), tuple(size["input_size"]))
+            counts[row["id"]].append(report.to_dict()["after"])
+        on_step(row["id"])
+    return counts
+
+
+def trained_rows(spec: TableSpec, records: Sequence[Mapping[str, Any]], counts: Counts) -> list[TrainedRow]:
+    """The rows of ``spec`` with their records, one for each recipe that a row was trained by, the longest first."""
+    records = [record for record in records if record["table"] == spec.name]
+    epochs = {record["recipe"]: record["epochs"] for record in records}
+    costs = {record["row"]: record["cost"] for record in records} | {row: counted[0] for row, counted in counts.items()}
+    rows = []
+    for row in spec.rows:
+        mine = [record for record in records if record["row"] == row["id"]]
+        for recipe in sorted({record["recipe"] for record in mine}, key=lambda r: (-epochs[r], r)) or [None]:
+            runs = [record for record in mine if record["recipe"] == recipe]
+            label = f"{row['label']}; recipe `{recipe}`" if recipe and len(epochs) > 1 else row["label"]
+            cost, baseline = costs.get(row["id"], {}), costs.get(row.get("baseline", spec.rows[0]["id"]), {})
+            rows.append(TrainedRow(label, row.get("published") or {}, cost, baseline, runs))
+    return rows
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -80,19 +115,16 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
     return front
 
 
-def training_table(spec: TableSpec, records: Sequence[Mapping[str, Any]]) -> Table:
-    """Build the table of ``spec`` from the records of its runs; rows without a record say so."""
-    trained = trained_rows(spec, records)
-    baseline = next((row.cost["parameters"] for row in trained if row.records), None)
+def training_tables(spec: TableSpec, records: Sequence[Mapping[str, Any]], counts: Counts) -> list[Table]:
+    """Build the tables of ``spec`` from the records of its runs: the rows, trained or not; what they cost elsewhere."""
+    trained = trained_rows(spec, records, counts)
     rows = []
     for row in trained:
-        parameters, published = row.cost.get("parameters"), row.published
+        published = row.published
         rows.append(
             [
                 row.label,
-                f"{parameters:,}" if row.records else "not run",
-                f"{parameters / baseline - 1:+.1%}" if row.records and baseline else "",
-                f"{row.cost['macs'] / 1e6:,.1f}" if row.records else "",
+                *_cost_cells(row.cost, row.baseline),
                 str(row.top1) if row.records else "not run",
                 f"{published['top1']:.2f}" if "top1" in published else NOT_AT_HAND,
                 f"{published['parameters']:,}" if "parameters" in published else NOT_AT_HAND,
@@ -103,9 +135,7 @@ def training_table(spec: TableSpec, records: Sequence[Mapping[str, Any]]) -> Tab
         )
     columns = [
         "row",
-        "parameters",
-        "change",
-        "MACs (M)",
+        *_COST_COLUMNS,
         "test top-1 (%)",
         "published top-1 (%)",
         "published parameters",
@@ -113,13 +143,35 @@ def training_table(spec: TableSpec, records: Sequence[Mapping[str, Any]]) -> Tab
         "recipe",
         "time a run",
     ]
-    text = ("source", "recipe")
     used = [record for row in trained for record in row.records]
-    return Table(spec.title, columns, rows, spec.intro, _provenance(used), text)
+    tables = [Table(spec.title, columns, rows, spec.intro, _provenance(used), ("source", "recipe"))]
+    return [*tables, _cost_table(spec, counts)] if len(spec.counted) > 1 and counts else tables
+
+
+_COST_COLUMNS = ("parameters", "change", "MACs (M)")
+
+
+def _cost_cells(cost: Mapping[str, int], baseline: Mapping[str, int]) -> list[str]:
+    if not cost:
+        return ["not run", "", ""]
+    change = f"{cost['parameters'] / baseline['parameters'] - 1:+.1%}" if baseline else ""
+    return [f"{cost['parameters']:,}", change, f"{cost['macs'] / 1e6:,.1f}"]
+
+
+def _cost_table(spec: TableSpec, counts: Counts) -> Table:
+    columns = ["row", *(f"{size['label']}: {name}" for size in spec.counted for name in ("parameters", "MACs (M)"))]
+    body = []
+    for row in spec.rows:
+        cells = ((f"{cost['parameters']:,}", f"{cost['macs'] / 1e6:,.1f}") for cost in counts[row["id"]])
+        body.append([row["label"], *(cell for pair in cells for cell in pair)])
+    return Table(f"{spec.title}: parameters and MACs by size of the images", columns, body)
 
 
 def _recipe(records: Sequence[Mapping[str, Any]]) -> str:
-    recipes = {f"{r['settings']['trainer']['schedule']}, {r['epochs']} epochs, {r['precision']}" for r in records}
+    recipes = {
+        f"`{r['recipe']}`: {r['settings']['trainer']['schedule']}, {r['epochs']} epochs, {r['precision']}"
+        for r in records
+    }
     return "; ".join(sorted(recipes))
 
 
