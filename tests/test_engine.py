@@ -8,6 +8,7 @@ from torch import nn
 
 from whtnet import apply_policy_
 from whtnet.backbones import CifarResNet
+from whtnet.data import Loader
 from whtnet.engine import (
     CheckpointError,
     ConfigError,
@@ -47,6 +48,8 @@ class Batches:
                 images[0, 0, 0, 0] = math.nan
             if i >= self.first:
                 yield images, labels
+
+    first_images = Loader.first_images
 
 
 def loaders(holdout=False, **options):
@@ -135,6 +138,7 @@ def test_spectral_parameters_may_have_their_own_learning_rate():
         ({"milestones": [82]}, "fractions"),
         ({"ema_decay": 1.0}, "ema_decay"),
         ({"epocs": 3}, "epocs"),
+        ({"compile": True, "cuda_graph": True}, "exclude each other"),
     ],
 )
 def test_bad_settings_are_named(settings, word):
@@ -319,3 +323,46 @@ def test_compiled_models_train_and_keep_clean_keys(tmp_path):
     compiled = train(model, config(epochs=1, compile=True)).history[0]
     assert set(model.state_dict()) == keys
     assert compiled["train_loss"] == pytest.approx(plain["train_loss"], rel=1e-3)
+
+
+# --- CUDA graphs ---
+
+
+def test_recorded_passes_train_the_same_and_leave_nothing_behind(monkeypatch):
+    passes = []
+
+    def make_graphed_callables(model, images):  # does to the model what the real one does
+        for _ in range(4):
+            torch.autograd.grad(model(*images).sum(), list(model.parameters()))
+        eager = model.forward
+
+        def forward(x):
+            passes.append((model.training, x.shape))
+            return eager(x)
+
+        model.forward = forward
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", make_graphed_callables)
+    model, other = make_model(), make_model()
+    eager, recorded = train(model, config()), train(other, config(cuda_graph=True))
+    assert timeless(recorded.history) == timeless(eager.history)
+    assert sum(training for training, _ in passes) == 4 * 3
+    assert "forward" not in vars(other)
+    torch.testing.assert_close(other.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_recorded_passes_on_a_gpu(precision):
+    class Moved(Batches):
+        def __iter__(self):
+            return ((images.cuda(), labels.cuda()) for images, labels in super().__iter__())
+
+    data = SimpleNamespace(train=Moved(), test=Moved(7), holdout=None)
+    settings = {"precision": precision, "channels_last": False}
+    histories = [
+        fit(make_model(), data, config(cuda_graph=graph, **settings), device=torch.device("cuda"), seed=3).history
+        for graph in (False, True)
+    ]
+    for eager, recorded in zip(*histories, strict=True):
+        assert recorded["train_loss"] == pytest.approx(eager["train_loss"], rel=1e-2)

@@ -167,3 +167,8 @@ def test_the_seed_draws_the_weights(tmp_path):
 def test_auto_is_a_device_that_works():
     assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     assert load_policy("none").rules == ()
+
+
+def test_cuda_graphs_need_a_gpu(tmp_path):
+    with pytest.raises(ConfigError, match=r"trainer\.cuda_graph=true needs a GPU"):
+        run(experiment(trainer={"cuda_graph": True}), sink=NullSink(), root=tmp_path)

@@ -68,7 +68,7 @@ class Experiment:
     def settings(self) -> dict[str, Any]:
         """What determines the result: everything but where the data lies and which device computes."""
         dataset = {k: v for k, v in self.dataset.items() if k not in ("root", "download")}
-        trainer = {k: v for k, v in self.trainer.items() if k not in ("workers", "dry_run")}
+        trainer = {k: v for k, v in self.trainer.items() if k not in ("workers", "dry_run", "cuda_graph")}
         parts = {"backbone": dict(self.backbone), "policy": dict(self.policy), "dataset": dataset, "trainer": trainer}
         return parts | {"seed": self.seed, "finetune": dict(self.finetune)}
 
@@ -228,11 +228,14 @@ class _Parts:
 
 def _prepare(experiment: Experiment) -> _Parts:
     config = TrainConfig.from_dict(experiment.trainer)
-    if config.compile and distributed.count() > 1:
-        raise ConfigError("trainer.compile=true is for one process; leave it out, or start without torchrun")
+    for name in ("compile", "cuda_graph"):
+        if getattr(config, name) and distributed.count() > 1:
+            raise ConfigError(f"trainer.{name}=true is for one process; leave it out, or start without torchrun")
     finetune = FineTuneConfig.from_dict(experiment.finetune)
     policy = Policy.from_dict(experiment.policy)
     device = resolve_device(experiment.device)
+    if config.cuda_graph and device.type != "cuda":
+        raise ConfigError(f"trainer.cuda_graph=true needs a GPU, and this run is on {device.type}; leave it out")
     if device.type == "cpu":
         keep_freed_memory()
     dataset: ImageDataset = load_dataset(**experiment.dataset)

@@ -45,6 +45,7 @@ class TrainConfig:
         precision: ``bf16`` autocast, ``fp32``, or ``auto``: bf16 where the hardware computes in it.
         channels_last: memory format of images and weights; None chooses it where it helps (a GPU, or bf16 on the CPU).
         compile: compile the model with torch.compile.
+        cuda_graph: record the network's passes once and replay them; for one process on a GPU.
         eval_every: evaluate every so many epochs, and always after the last one.
         eval_batch_size: images a step in evaluation.
         workers: processes that load data sets too large for memory.
@@ -68,6 +69,7 @@ class TrainConfig:
     precision: str = "auto"
     channels_last: bool | None = None
     compile: bool = False
+    cuda_graph: bool = False
     eval_every: int = 1
     eval_batch_size: int = 500
     workers: int = 2
@@ -93,6 +95,8 @@ class TrainConfig:
             raise ConfigError(f"unknown trainer.precision {self.precision!r}; choose one of {', '.join(PRECISIONS)}")
         if self.schedule not in SCHEDULES:
             raise ConfigError(f"unknown trainer.schedule {self.schedule!r}; choose one of {', '.join(SCHEDULES)}")
+        if self.compile and self.cuda_graph:
+            raise ConfigError("trainer.compile and trainer.cuda_graph exclude each other; leave one out")
         if any(not 0 <= m <= 1 for m in self.milestones):
             raise ConfigError(f"trainer.milestones are fractions of the epochs, got {self.milestones}")
 

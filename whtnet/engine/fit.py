@@ -19,6 +19,7 @@ from whtnet import distributed
 from whtnet.data import Loaders
 from whtnet.engine.checkpoint import load_checkpoint, save_checkpoint
 from whtnet.engine.config import TrainConfig
+from whtnet.engine.cuda_graph import recorded
 from whtnet.engine.global_batch import GlobalBatch
 from whtnet.errors import UserError
 from whtnet.layers import spectral_parameter_names
@@ -117,6 +118,15 @@ def fit(
         state.load(saved)
     loss = _Loss(config.label_smoothing, teacher, distill, temperature)
     run = _Run(state, loaders, config, device, seed, loss, should_stop, on_progress)
+    with run.passes():
+        _train(run, save, on_epoch)
+    if state.ema is not None:
+        model.load_state_dict(state.ema.module.state_dict())
+    return FitResult(state.history, state.best, state.seconds)
+
+
+def _train(run: "_Run", save: Callable[..., None], on_epoch: Callable[[dict[str, float]], None]) -> None:
+    state, config = run.state, run.config
     while state.epoch < config.epochs:
         started = time.perf_counter()
         try:
@@ -135,9 +145,6 @@ def fit(
         on_epoch(metrics)
         if config.dry_run:
             break
-    if state.ema is not None:
-        model.load_state_dict(state.ema.module.state_dict())
-    return FitResult(state.history, state.best, state.seconds)
 
 
 @torch.no_grad()
@@ -290,6 +297,12 @@ class _Run:
             with distributed.conversation():
                 self.model = DistributedDataParallel(self.model)
             self.whole_batch = GlobalBatch(self.batch_size)
+
+    def passes(self) -> contextlib.AbstractContextManager[None]:
+        """What surrounds all epochs."""
+        if not self.config.cuda_graph:
+            return contextlib.nullcontext()
+        return recorded(self.model, self.loaders.train.first_images(1)[0], self.autocast)
 
     def train_epoch(self) -> dict[str, float]:
         state, config = self.state, self.config
