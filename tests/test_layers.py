@@ -4,6 +4,7 @@ import copy
 import io
 import math
 import pickle
+from functools import partial
 
 import pytest
 import references
@@ -37,7 +38,8 @@ def reference(layer, x, p=None):
         flags |= {"stride": layer.stride, "interleave": layer.interleave}
         return references.bwht1d(x, p["threshold"], layer.out_channels, layer.block_size, **flags)
     if isinstance(layer, FWHT2d):
-        return references.fwht2d(x, p["threshold"], p.get("weight"), **flags)
+        y = references.fwht2d(x, p["threshold"], p.get("weight"), **flags)
+        return x + y if layer.residual else y
     kernels = [p[f"convs.{i}.weight"][:, :, 0, 0] for i in range(layer.paths)]
     flags |= {"residual": layer.residual, "norm": layer.norm}
     return references.ht_perceptron(x, p["threshold"], p["weight"], kernels, **flags)
@@ -570,12 +572,27 @@ def test_no_spectral_parameters_in_other_models():
         (HTPerceptron2d(3, 4, 7, paths=2), "3, 4 (7, 7) paths=2 residual=False norm=ortho threshold=soft clamp=True"),
         (HTPerceptron2d(3, 3, 7, norm="backward"), "paths=1 residual=True norm=backward"),
         (PreGAPFWHT2d(3, 7, residual=True), "residual=True (7, 7)"),
+        (FWHT2d(7, residual=True, initial_threshold=0.5), "(7, 7) weight=True residual=True initial_threshold=0.5"),
     ],
     ids=repr,
 )
 def test_repr_shows_the_settings(layer, settings):
     for setting in settings.replace(", ", ",").split():
         assert setting in repr(layer).replace(", ", ",")
+
+
+def test_fwht2d_with_a_residual():
+    layer, x = FWHT2d((3, 5), residual=True, dtype=F64), torch.randn(2, 3, 3, 5, dtype=F64)
+    torch.testing.assert_close(layer(x), reference(layer, x))
+    layer.residual = False
+    torch.testing.assert_close(layer(x), reference(layer, x))
+
+
+@pytest.mark.parametrize("make", [partial(BWHT1d, 64, 64), partial(FWHT2d, 16), partial(HTPerceptron2d, 3, 3, 16)])
+def test_initial_thresholds(make):
+    assert 0.09 < make().threshold.max() <= 0.1
+    assert 0.45 < make(initial_threshold=0.5).threshold.max() <= 0.5
+    assert torch.equal(make(initial_threshold=0.0).threshold, torch.zeros_like(make().threshold))
 
 
 def test_repr_leaves_defaults_out():
@@ -611,6 +628,8 @@ def test_additions(layer, shape, additions):
         (lambda: BWHT1d(4, 4, block_size=-2), "block_size.*-2"),
         (lambda: BWHT1d(4, 4, threshold="hard"), "'hard'.*smooth, soft"),
         (lambda: FWHT2d(4, threshold="hard"), "'hard'.*smooth, soft"),
+        (lambda: FWHT2d(4, initial_threshold=-0.1), "initial_threshold.*-0.1"),
+        (lambda: BWHT1d(4, 4, initial_threshold=float("inf")), "initial_threshold.*inf"),
         (lambda: FWHT2d(0), "size.*0"),
         (lambda: FWHT2d((3, -1)), r"size.*\(3, -1\)"),
         (lambda: FWHT2d((3,)), "size"),

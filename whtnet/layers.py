@@ -1,7 +1,8 @@
 """The Walsh-Hadamard layers as modules: parameters, their initial values, checks; the arithmetic is in `functional`.
 
-Every layer draws its thresholds from U(0, 0.1), as the authors do, and names its trainable transform-domain parameters
-in ``spectral_parameters``, so that an optimiser can treat them apart (see :func:`spectral_parameter_names`).
+Every layer draws its thresholds from U(0, 0.1), as the authors do, unless told otherwise, and names its trainable
+transform-domain parameters in ``spectral_parameters``, so that an optimiser can treat them apart (see
+:func:`spectral_parameter_names`).
 """
 
 import math
@@ -24,13 +25,16 @@ class SpectralLayer(nn.Module):
 
     spectral_parameters: ClassVar[tuple[str, ...]] = ("threshold", "weight")
 
-    def __init__(self, threshold: str, clamp: bool, keep_dc: bool) -> None:
+    def __init__(self, threshold: str, clamp: bool, keep_dc: bool, initial_threshold: float) -> None:
         super().__init__()
+        if not 0 <= initial_threshold < math.inf:
+            raise ValueError(f"initial_threshold must be a number from 0, got {initial_threshold}")
         if threshold not in THRESHOLDS:
             raise ValueError(f"unknown threshold {threshold!r}; choose one of {', '.join(THRESHOLDS)}")
         self.threshold_kind = threshold
         self.clamp = clamp
         self.keep_dc = keep_dc
+        self.initial_threshold = initial_threshold
 
     def coefficients(self, x: Tensor) -> Tensor:
         """The thresholded coefficients from which ``forward(x)`` is transformed back, in float32 or more, any shape."""
@@ -47,7 +51,10 @@ class SpectralLayer(nn.Module):
     def extra_repr(self) -> str:
         """Settings that differ from the defaults, after those of the subclass."""
         flags = [name for name in ("clamp", "keep_dc") if getattr(self, name)]
-        return ", ".join([f"threshold={self.threshold_kind}", *(f"{name}=True" for name in flags)])
+        parts = [f"threshold={self.threshold_kind}", *(f"{name}=True" for name in flags)]
+        if self.initial_threshold != INITIAL_THRESHOLD:
+            parts.append(f"initial_threshold={self.initial_threshold:g}")
+        return ", ".join(parts)
 
 
 class BWHT1d(SpectralLayer):
@@ -71,6 +78,7 @@ class BWHT1d(SpectralLayer):
             may turn negative.
         keep_dc: pass coefficient 0 of each block through unthresholded, as FWHT-2021's code does (its threshold then
             exists, and is counted, but is unused). Default False: all coefficients are thresholded, as in the formula.
+        initial_threshold: upper end of the uniform distribution of the thresholds at first. Default 0.1, the authors'.
         channel_dim: 1, or −1 for an input ``(N, *spatial, C_in)``, as ConvNeXt's pointwise linear layers take it; the
             result then has its channels last as well.
         interleave: permute the output channels so that neighbours come from different blocks (as ShuffleNet does).
@@ -95,12 +103,13 @@ class BWHT1d(SpectralLayer):
         threshold: str = "smooth",
         clamp: bool = False,
         keep_dc: bool = False,
+        initial_threshold: float = INITIAL_THRESHOLD,
         interleave: bool = False,
         channel_dim: int = 1,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(threshold, clamp, keep_dc)
+        super().__init__(threshold, clamp, keep_dc, initial_threshold)
         for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("stride", stride)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -118,8 +127,8 @@ class BWHT1d(SpectralLayer):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the thresholds from U(0, 0.1)."""
-        nn.init.uniform_(self.threshold, 0, INITIAL_THRESHOLD)
+        """Draw the thresholds from U(0, initial_threshold)."""
+        nn.init.uniform_(self.threshold, 0, self.initial_threshold)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C_in, *spatial)`` → ``(N, C_out, *ceil(spatial / stride))``."""
@@ -177,9 +186,11 @@ class FWHT2d(SpectralLayer):
     Args:
         size: the feature map, H = W or (H, W), before padding. The layer is bound to it.
         weight: have trainable weights V, initialised to 1.
+        residual: add the input to the result. Default False: the layer takes the convolution's place.
         threshold: ``"smooth"`` (the paper's) or ``"soft"``.
         clamp: use relu(T) for T. Default False: the paper's formula as written.
         keep_dc: pass the weighted coefficient (0, 0) through unthresholded. Default False: it is thresholded too.
+        initial_threshold: upper end of the uniform distribution of the thresholds at first. Default 0.1, the authors'.
         device: device of the parameters.
         dtype: dtype of the parameters.
 
@@ -194,29 +205,32 @@ class FWHT2d(SpectralLayer):
         size: int | tuple[int, int],
         *,
         weight: bool = True,
+        residual: bool = False,
         threshold: str = "smooth",
         clamp: bool = False,
         keep_dc: bool = False,
+        initial_threshold: float = INITIAL_THRESHOLD,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(threshold, clamp, keep_dc)
-        self.size = _pair(size)
+        super().__init__(threshold, clamp, keep_dc, initial_threshold)
+        self.size, self.residual = _pair(size), residual
         padded = tuple(next_power_of_two(s) for s in self.size)
         self.threshold = nn.Parameter(torch.empty(padded, device=device, dtype=dtype))
         self.weight = nn.Parameter(torch.empty(padded, device=device, dtype=dtype)) if weight else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the thresholds from U(0, 0.1); set the weights to 1."""
-        nn.init.uniform_(self.threshold, 0, INITIAL_THRESHOLD)
+        """Draw the thresholds from U(0, initial_threshold); set the weights to 1."""
+        nn.init.uniform_(self.threshold, 0, self.initial_threshold)
         if self.weight is not None:
             nn.init.ones_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., C, H, W)`` → the same shape."""
         _check_map(self, x)
-        return functional.fwht2d(x, self.threshold, self.weight, **self._thresholding)
+        y = functional.fwht2d(x, self.threshold, self.weight, **self._thresholding)
+        return x + y if self.residual else y
 
     def coefficients(self, x: Tensor) -> Tensor:
         """``(..., C, H, W)`` → ``(..., C, h, w)``, H and W rounded up to powers of two."""
@@ -229,7 +243,8 @@ class FWHT2d(SpectralLayer):
 
     def extra_repr(self) -> str:
         """Size and settings, as torch.nn layers show theirs."""
-        return f"{self.size}, weight={self.weight is not None}, {super().extra_repr()}"
+        residual = ", residual=True" if self.residual else ""
+        return f"{self.size}, weight={self.weight is not None}{residual}, {super().extra_repr()}"
 
 
 class HTPerceptron2d(SpectralLayer):
@@ -249,6 +264,7 @@ class HTPerceptron2d(SpectralLayer):
         threshold: ``"soft"`` (HT-2023's, the default) or ``"smooth"``.
         clamp: use relu(T) for T (HT-2023's, the default).
         keep_dc: pass the coefficients (0, 0) of the convolution's result through unthresholded.
+        initial_threshold: upper end of the uniform distribution of the thresholds at first. Default 0.1, the authors'.
         norm: ``"ortho"`` (default, our reading) puts thresholds on the input's own scale, as in the other layers here;
             ``"backward"`` is the scale of HT-2023's code: H forwards, H/n back.
         device: device of the parameters.
@@ -272,11 +288,12 @@ class HTPerceptron2d(SpectralLayer):
         threshold: str = "soft",
         clamp: bool = True,
         keep_dc: bool = False,
+        initial_threshold: float = INITIAL_THRESHOLD,
         norm: str = "ortho",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(threshold, clamp, keep_dc)
+        super().__init__(threshold, clamp, keep_dc, initial_threshold)
         for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("paths", paths)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -296,8 +313,8 @@ class HTPerceptron2d(SpectralLayer):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Thresholds from U(0, 0.1), weights 1, the 1×1 convolutions as torch.nn.Conv2d draws its own."""
-        nn.init.uniform_(self.threshold, 0, INITIAL_THRESHOLD)
+        """Thresholds from U(0, initial_threshold), weights 1, the 1×1 convolutions as torch.nn.Conv2d draws its own."""
+        nn.init.uniform_(self.threshold, 0, self.initial_threshold)
         nn.init.ones_(self.weight)
         for conv in self.convs:
             conv.reset_parameters()
