@@ -10,6 +10,7 @@ from whtnet.experiment import Experiment, run
 from whtnet.tracking import NullSink
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.filterwarnings("ignore:Pydantic V1 style")  # the library's own
 pytest.importorskip("wandb_workspaces")
 
 
@@ -22,9 +23,11 @@ def script(monkeypatch):
 @pytest.fixture
 def server(monkeypatch):
     """What the library would send."""
-    from wandb_workspaces.workspaces import internal
+    from wandb_workspaces.workspaces import interface, internal
 
     sent = []
+    monkeypatch.setattr(interface.wandb, "Api", lambda: None)
+    monkeypatch.setattr(interface, "get_app_url", lambda api: "https://a.server")
 
     def upsert(view):
         sent.append(view)
@@ -62,7 +65,7 @@ def test_the_command_saves_it(script, server, monkeypatch, capsys):
     script.main()
     (view,) = server
     assert (view.entity, view.project) == ("team", "whtnet")
-    assert "team/whtnet" in capsys.readouterr().out
+    assert "https://a.server/team/whtnet" in capsys.readouterr().out
 
 
 def test_a_server_that_does_not_answer_is_no_traceback(script, monkeypatch, capsys):
