@@ -154,17 +154,18 @@ def evaluate(
     """Mean cross-entropy ``loss`` and ``top1`` accuracy in percent of ``model`` over a loader, in all processes."""
     was_training = model.training
     model.eval()
-    loss, correct, seen = 0.0, 0, 0
+    totals, seen = torch.zeros(2, dtype=torch.float64), 0  # the former on the device: no batch waits for another
     for i, (images, labels) in enumerate(loader):
         if i == max_batches:
             break
         with _autocast(images.device, autocast):
             logits = model(images)
-        loss += F.cross_entropy(logits.float(), labels, reduction="sum").item()
-        correct += (logits.argmax(1) == labels).sum().item()
+        loss = F.cross_entropy(logits.float(), labels, reduction="sum")
+        correct = (logits.argmax(1) == labels).sum()
+        totals = totals.to(images.device) + torch.stack([loss.double(), correct.double()])
         seen += len(labels)
     model.train(was_training)
-    loss, correct, seen = distributed.summed(torch.tensor([loss, correct, seen], dtype=torch.float64)).tolist()
+    loss, correct, seen = distributed.summed(torch.tensor([*totals.tolist(), seen], dtype=torch.float64)).tolist()
     return {"loss": loss / seen, "top1": 100 * correct / seen}
 
 
