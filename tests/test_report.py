@@ -32,7 +32,9 @@ rows:
 
 
 def record(row, seed, top1, parameters, layers=None):
-    history = [{"epoch": e, "test_top1": top1 - 10 / e, "train_loss": 1 / (e + seed)} for e in (1, 2, 3)]
+    history = [
+        {"epoch": e, "test_top1": top1 - 10 / e, "train_loss": 1 / (e + seed), "seconds": 6.0} for e in (1, 2, 3)
+    ]
     optional = {} if layers is None else {"layers": layers}
     return {
         "table": "mine",
@@ -41,7 +43,6 @@ def record(row, seed, top1, parameters, layers=None):
         "seed": seed,
         "epochs": 3,
         "test_top1": top1,
-        "duration_s": 60.0,
         "precision": "float32",
         "cost": {"parameters": parameters, "macs": 100 * parameters},
         "settings": {"trainer": {"schedule": "onecycle"}},

@@ -49,7 +49,9 @@ def record(row, seed, top1, parameters=100, table="mine", recipe="short"):
         "seed": seed,
         "epochs": 5,
         "test_top1": top1,
-        "duration_s": 60.0,
+        "history": [
+            {"epoch": e, "test_top1": top1, "train_loss": 1.0, "seconds": s} for e, s in ((1, 60), (2, 6), (3, 6))
+        ],
         "precision": "float32",
         "cost": {"parameters": parameters, "macs": 2_000_000},
         "settings": {"trainer": {"schedule": "onecycle"}},
@@ -78,6 +80,7 @@ def test_training_table_aggregates_records(tmp_path):
     assert (rows[0]["published top-1 (%)"], rows[1]["published top-1 (%)"]) == ("not at hand", "90.12")
     assert rows[1]["source"] == "somewhere"
     assert rows[2]["test top-1 (%)"] == rows[2]["parameters"] == "not run"
+    assert rows[0]["time a run"] == "0.5 min"  # 5 epochs of 6 seconds
     assert any("a CPU" in note and "01234567" in note for note in table.notes)
 
 
@@ -209,8 +212,7 @@ def test_curves_over_seeds(tmp_path):
 
 
 def test_figures_of_a_training_table(tmp_path):
-    history = [{"epoch": 1, "test_top1": 50.0, "train_loss": 1.0}]
-    put_record(tmp_path / "runs.jsonl", {**record("a", 0, 90.0), "history": history})
+    put_record(tmp_path / "runs.jsonl", record("a", 0, 90.0))
     draw_figures(write_spec(tmp_path, SPEC), tmp_path)
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == [
         f"mine_{figure}.{suffix}" for figure in ("curves", "pareto") for suffix in ("png", "svg")
