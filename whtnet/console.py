@@ -73,7 +73,7 @@ class ProgressView:
             self._bars.update(self._overall, completed=self._completed())
         if not console.is_terminal and time.monotonic() - self._last_line > _LOG_INTERVAL_S:
             self._last_line = time.monotonic()
-            tasks = "; ".join(f"{t.description}: {t.fraction:.0%}, {t.status}" for t in self._under_way.values())
+            tasks = "; ".join(map(str, self._under_way.values()))
             console.print(f"{self._position()}{tasks}", markup=False)
 
     def _finish(self, task: "TaskView") -> None:
@@ -105,6 +105,10 @@ class TaskView:
         """Show ``fraction`` (0 to 1) and ``status``."""
         self.fraction, self.status = fraction, status
         self._view._update(self)
+
+    def __str__(self) -> str:
+        """What it shows, as text."""
+        return f"{self.description}: {self.fraction:.0%}" + (f", {self.status}" if self.status else "")
 
     def finish(self) -> None:
         """Take the bar away and count the task as done."""
