@@ -124,7 +124,9 @@ def test_a_loss_that_is_no_number(tmp_path):
 
 
 def test_ctrl_c(tmp_path):
-    process = start(tmp_path, "trainer.epochs=5000", "trainer.eval_every=5000")
+    # A shell starts what it puts into the background with SIGINT ignored, and that is inherited.
+    heeds = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    process = start(tmp_path, "trainer.epochs=5000", "trainer.eval_every=5000", **heeds)
     deadline = time.monotonic() + 120
     while not list(tmp_path.rglob("checkpoint.pt")):
         assert time.monotonic() < deadline
