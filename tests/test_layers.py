@@ -13,7 +13,16 @@ from torch import nn
 from torch.func import functional_call
 
 from whtnet import functional
-from whtnet.layers import BWHT1d, FWHT2d, HTPerceptron2d, PreGAPFWHT2d, SpectralLayer, spectral_parameter_names
+from whtnet.layers import (
+    BWHT1d,
+    FWHT2d,
+    HTPerceptron2d,
+    NormedFWHT2d,
+    PreGAPFWHT2d,
+    PreNormFWHT2d,
+    SpectralLayer,
+    spectral_parameter_names,
+)
 
 F64 = torch.float64
 DTYPES = [F64, torch.float32, torch.bfloat16, torch.float16]
@@ -28,10 +37,17 @@ def reference(layer, x, p=None):
     """What the layer has to compute with the parameters ``p``, in float64."""
     p = {name: value.to(F64) for name, value in (p or parameters(layer)).items()}
     x = x.to(F64)
-    if isinstance(layer, PreGAPFWHT2d):
-        z = reference(layer.fwht, x, {n.removeprefix("fwht."): v for n, v in p.items() if n.startswith("fwht.")})
-        mean, var = (s.to(F64)[:, None, None] for s in (layer.norm.running_mean, layer.norm.running_var))
-        z = (z - mean) / (var + layer.norm.eps).sqrt() * p["norm.weight"][:, None, None] + p["norm.bias"][:, None, None]
+    if isinstance(layer, NormedFWHT2d):
+
+        def fwht(z):
+            return reference(layer.fwht, z, {n.removeprefix("fwht."): v for n, v in p.items() if n.startswith("fwht.")})
+
+        def norm(z):
+            mean, var = (s.to(F64)[:, None, None] for s in (layer.norm.running_mean, layer.norm.running_var))
+            z = (z - mean) / (var + layer.norm.eps).sqrt()
+            return z * p["norm.weight"][:, None, None] + p["norm.bias"][:, None, None]
+
+        z = norm(fwht(x)) if isinstance(layer, PreGAPFWHT2d) else fwht(norm(x))
         return x + z if layer.residual else z
     flags = {"kind": layer.threshold_kind, "clamp": layer.clamp, "keep_dc": layer.keep_dc}
     if isinstance(layer, BWHT1d):
@@ -221,7 +237,7 @@ def test_fwht2d_maps_do_not_mix_and_share_their_parameters():
 def test_a_map_of_another_size_raises_and_both_sizes_are_named(size, shape):
     h, w = FWHT2d(size).size
     message = rf"{h}×{w}.*{shape[2]}, {shape[3]}"
-    for layer in (FWHT2d(size), HTPerceptron2d(3, 3, size), PreGAPFWHT2d(3, size)):
+    for layer in (FWHT2d(size), HTPerceptron2d(3, 3, size), PreGAPFWHT2d(3, size), PreNormFWHT2d(3, size)):
         with pytest.raises(ValueError, match=message):
             layer(torch.ones(shape))
 
@@ -265,8 +281,9 @@ def test_ht_perceptron_parameter_count(c_in, c_out, size, paths):
 
 @pytest.mark.parametrize("options", [{}, {"weight": False, "threshold": "soft"}], ids=str)
 @pytest.mark.parametrize("residual", [True, False])
-def test_pre_gap_follows_the_reference(residual, options):
-    layer = PreGAPFWHT2d(3, (4, 5), residual=residual, dtype=F64, **options)
+@pytest.mark.parametrize("kind", [PreGAPFWHT2d, PreNormFWHT2d])
+def test_normed_layers_follow_the_reference(kind, residual, options):
+    layer = kind(3, (4, 5), residual=residual, dtype=F64, **options)
     assert sum(p.numel() for p in layer.parameters()) == 4 * 8 * (2 if layer.fwht.weight is not None else 1) + 2 * 3
     check_against_reference(layer, (2, 3, 4, 5))
 
@@ -298,6 +315,7 @@ LAYERS = {
         (2, 3, 4, 3),
         {"fwht.threshold", "fwht.weight"},
     ),
+    "pre-norm": (lambda **kw: PreNormFWHT2d(3, (4, 3), **kw), (2, 3, 4, 3), {"fwht.threshold", "fwht.weight"}),
 }
 every_layer = pytest.mark.parametrize("name", LAYERS)
 
@@ -572,6 +590,7 @@ def test_no_spectral_parameters_in_other_models():
         (HTPerceptron2d(3, 4, 7, paths=2), "3, 4 (7, 7) paths=2 residual=False norm=ortho threshold=soft clamp=True"),
         (HTPerceptron2d(3, 3, 7, norm="backward"), "paths=1 residual=True norm=backward"),
         (PreGAPFWHT2d(3, 7, residual=True), "residual=True (7, 7)"),
+        (PreNormFWHT2d(3, 7), "residual=False (7, 7)"),
         (FWHT2d(7, residual=True, initial_threshold=0.5), "(7, 7) weight=True residual=True initial_threshold=0.5"),
     ],
     ids=repr,

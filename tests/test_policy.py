@@ -7,7 +7,7 @@ import torchvision
 import yaml
 from torch import nn
 
-from whtnet import BWHT1d, FWHT2d, PreGAPFWHT2d, apply_policy_, load_policy
+from whtnet import BWHT1d, FWHT2d, PreGAPFWHT2d, PreNormFWHT2d, apply_policy_, load_policy
 from whtnet.backbones import build_backbone
 from whtnet.policy import Policy, PolicyError, find_sites, shipped_policies
 
@@ -73,6 +73,17 @@ def test_paper_on_mobilenet_v3_replaces_all_of_its_parts():
     assert kinds.count("before_gap") == 1
     assert not any("SqueezeExcitation" in type(m).__name__ for m in model.modules())
     assert isinstance(model.avgpool[0], PreGAPFWHT2d)
+
+
+def test_a_batch_norm_in_front_is_all_that_pre_norm_adds():
+    model, plain = build_backbone("resnet20"), build_backbone("resnet20")
+    report = apply_policy_(model, "paper_pre_norm")
+    assert report.after.parameters == apply_policy_(plain, "paper").after.parameters + 2 * 3 * (16 + 32 + 64)
+    assert isinstance(model.layer2[1].conv2, PreNormFWHT2d)
+    with pytest.raises(PolicyError, match="matches nothing"):  # what is inside the new layers is no site
+        apply_policy_(model, rules(rule("conv3x3", "PreNormFWHT2d", {"nth": 2, "part": "blocks"})))
+    with pytest.raises(PolicyError, match=r"squeeze_excite can be replaced by FWHT2d, keep"):
+        apply_policy_(build_backbone("mobilenet_v3_large"), rules(rule("squeeze_excite", "PreNormFWHT2d")))
 
 
 def test_paper_on_resnets_takes_the_stated_convolutions():

@@ -355,20 +355,18 @@ class HTPerceptron2d(SpectralLayer):
         )
 
 
-class PreGAPFWHT2d(nn.Module):
-    """What goes before global average pooling: the 2-D layer, then batch norm, with or without a residual around both.
+class NormedFWHT2d(nn.Module):
+    """Base of :class:`FWHT2d` with a batch norm of its own, with or without a residual around both.
 
     Shape: ``(N, C, H, W)`` → the same. ``2·h·w + 2·C`` parameters.
 
     Args:
         num_channels: C.
         size: the feature map, H = W or (H, W).
-        residual: return ``x + bn(fwht2d(x))``. Default False: the paper inserts the layer into the path.
+        residual: add the input to the result. Default False.
         device: device of the parameters.
         dtype: dtype of the parameters.
         options: further keywords of :class:`FWHT2d`.
-
-    Source: BWHT (ACM TECS 2022); the batch norm follows the authors' later work.
     """
 
     def __init__(
@@ -386,14 +384,37 @@ class PreGAPFWHT2d(nn.Module):
         self.norm = nn.BatchNorm2d(num_channels, device=device, dtype=dtype)
         self.residual = residual
 
+    def _branch(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W)`` → the same shape."""
-        y = self.norm(self.fwht(x))
+        y = self._branch(x)
         return x + y if self.residual else y
 
     def extra_repr(self) -> str:
         """Whether a residual surrounds the layer."""
         return f"residual={self.residual}"
+
+
+class PreGAPFWHT2d(NormedFWHT2d):
+    """What goes before global average pooling: the 2-D layer, then batch norm. Arguments and shape: the base's.
+
+    Source: BWHT (ACM TECS 2022), without a residual; the batch norm follows the authors' later work.
+    """
+
+    def _branch(self, x: Tensor) -> Tensor:
+        return self.norm(self.fwht(x))
+
+
+class PreNormFWHT2d(NormedFWHT2d):
+    """Batch norm, then the 2-D layer, so that thresholds meet maps of mean 0 and variance 1; beyond the paper.
+
+    In place of a 3×3 convolution; arguments and shape: the base's.
+    """
+
+    def _branch(self, x: Tensor) -> Tensor:
+        return self.fwht(self.norm(x))
 
 
 def spectral_parameter_names(model: nn.Module) -> set[str]:

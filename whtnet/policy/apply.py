@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from whtnet.cost import Cost, count_parameters, measure_cost
-from whtnet.layers import BWHT1d, FWHT2d, HTPerceptron2d, PreGAPFWHT2d
+from whtnet.layers import BWHT1d, FWHT2d, HTPerceptron2d, NormedFWHT2d, PreGAPFWHT2d, PreNormFWHT2d
 from whtnet.policy.rules import KEEP, Policy, PolicyError, Rule, load_policy, select_blocks
 from whtnet.policy.sites import Site, SiteMap, find_sites
 
@@ -187,11 +187,21 @@ def _check_spatial(site: Site) -> None:
     )
 
 
-def _build_fwht2d(site: Site, options: dict[str, Any]) -> nn.Module:
-    _check_spatial(site)
+def _check_channels(site: Site) -> None:
     c_in, c_out = site.input_shape[0], site.output_shape[0]
     _require(c_in == c_out, site, f"{c_in} channels in and {c_out} out; the layer keeps the number of channels")
+
+
+def _build_fwht2d(site: Site, options: dict[str, Any]) -> nn.Module:
+    _check_spatial(site)
+    _check_channels(site)
     return FWHT2d(site.input_shape[1:], **options)
+
+
+def _build_pre_norm(site: Site, options: dict[str, Any]) -> nn.Module:
+    _check_spatial(site)
+    _check_channels(site)
+    return PreNormFWHT2d(site.input_shape[0], site.input_shape[1:], **options)
 
 
 def _build_ht_perceptron(site: Site, options: dict[str, Any]) -> nn.Module:
@@ -228,7 +238,8 @@ BUILDERS = {
     "BWHT1d": _Builder(("conv1x1",), _build_bwht1d, _options_of(BWHT1d)),
     "FWHT2d": _Builder(("conv3x3", "depthwise3x3", "squeeze_excite"), _build_fwht2d, _options_of(FWHT2d)),
     "HTPerceptron2d": _Builder(("conv3x3",), _build_ht_perceptron, _options_of(HTPerceptron2d)),
-    "PreGAPFWHT2d": _Builder(("before_gap",), _build_pre_gap, _options_of(PreGAPFWHT2d, FWHT2d)),
+    "PreGAPFWHT2d": _Builder(("before_gap",), _build_pre_gap, _options_of(NormedFWHT2d, FWHT2d)),
+    "PreNormFWHT2d": _Builder(("conv3x3", "depthwise3x3"), _build_pre_norm, _options_of(NormedFWHT2d, FWHT2d)),
 }
 
 

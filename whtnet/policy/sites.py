@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from whtnet.cost import meta_probe
-from whtnet.layers import PreGAPFWHT2d, SpectralLayer
+from whtnet.layers import NormedFWHT2d, SpectralLayer
 from whtnet.policy.rules import PolicyError
 
 # Class names of the repeated units of torchvision's and timm's classifiers; the innermost match is the block.
@@ -92,7 +92,7 @@ def find_sites(model: nn.Module, input_size: tuple[int, int, int]) -> SiteMap:
     found: list[tuple[str, str]] = []
     for name in trace.order:
         kind = _kind(modules[name], trace.shapes[name])
-        opaque = any(isinstance(modules[p], SpectralLayer | PreGAPFWHT2d) for p in _ancestors(name))
+        opaque = any(isinstance(modules[p], SpectralLayer | NormedFWHT2d) for p in _ancestors(name))
         in_squeeze_excite = any(_is_squeeze_excite(modules[p]) for p in _ancestors(name))
         if kind and not opaque and not in_squeeze_excite:
             found.append((name, kind))
