@@ -358,6 +358,26 @@ def test_non_contiguous_input(name):
 
 
 @every_layer
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_ensembles_and_gradients_per_image_by_torch_func(name, memory_format):
+    layers = [build(name, dtype=F64)[0] for _ in range(3)]
+    x = torch.randn(LAYERS[name][1], dtype=F64).contiguous(memory_format=memory_format)
+    ensemble = torch.func.vmap(lambda p, b: functional_call(layers[0], (p, b), (x,)))
+    torch.testing.assert_close(
+        ensemble(*torch.func.stack_module_state(layers)), torch.stack([layer(x) for layer in layers]), **exactly
+    )
+
+    def loss(p, image):
+        return functional_call(layers[0], p, (image[None],)).square().sum()
+
+    p = parameters(layers[0])
+    gradients = torch.func.vmap(torch.func.grad(loss), (None, 0))(p, x)
+    for i, image in enumerate(x):
+        wanted = dict(zip(p, torch.autograd.grad(loss(p, image), list(p.values())), strict=True))
+        torch.testing.assert_close({k: v[i] for k, v in gradients.items()}, wanted, **exactly)
+
+
+@every_layer
 def test_empty_batch(name):
     layer, shape = build(name)
     x = torch.empty(0, *shape[1:], requires_grad=True)

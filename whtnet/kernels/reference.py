@@ -90,8 +90,9 @@ def inverse_fwht_maps(z: Tensor, like: Tensor) -> Tensor:
     """Inverse of :func:`fwht_maps`: cropped to the maps of ``like``, in its dtype."""
     y = fwht_maps(z, z.shape[-2:])
     if y.shape != like.shape:
-        memory_format = torch.channels_last if is_channels_last(y) else torch.contiguous_format
-        y = y[..., : like.shape[-2], : like.shape[-1]].contiguous(memory_format=memory_format)
+        channels_last = is_channels_last(y)
+        y = y[..., : like.shape[-2], : like.shape[-1]]
+        y = y.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2) if channels_last else y.contiguous()
     return y.to(like.dtype)
 
 
@@ -103,7 +104,12 @@ def apply_threshold(z: Tensor, t: Tensor, kind: str, clamp: bool, keep_dc: bool)
 
 def is_channels_last(x: Tensor) -> bool:
     """Whether ``x`` is in channels_last, and not contiguous as well."""
-    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    if x.dim() != 4 or x.is_contiguous():
+        return False
+    try:
+        return x.is_contiguous(memory_format=torch.channels_last)
+    except RuntimeError:  # vmap can't tell
+        return x.permute(0, 2, 3, 1).is_contiguous()
 
 
 def _widen(x: Tensor) -> Tensor:
