@@ -378,6 +378,16 @@ def test_ensembles_and_gradients_per_image_by_torch_func(name, memory_format):
 
 
 @every_layer
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_torch_jit_trace_serves_other_batches(name):
+    layer, shape = build(name)
+    traced = torch.jit.trace(layer, torch.randn(shape))
+    for images in (1, 5):
+        x = torch.randn(images, *shape[1:])
+        torch.testing.assert_close(traced(x), layer(x), rtol=1e-4, atol=1e-5)
+
+
+@every_layer
 def test_empty_batch(name):
     layer, shape = build(name)
     x = torch.empty(0, *shape[1:], requires_grad=True)

@@ -105,7 +105,7 @@ def fwht(x: Tensor, dim: int = -1, order: str = "natural") -> Tensor:
         raise TypeError(f"fwht takes a floating-point tensor, got {x.dtype}; convert it with .float()")
     _check_order(order)
     dim = _wrap_dim(dim, x.dim())
-    n = x.shape[dim]
+    n = int(x.shape[dim])  # torch.jit.trace gives a tensor
     _check_size(n)
     kind = x.device.type
     if kind in _AUTOCAST_DEVICES and torch.is_autocast_enabled(kind):
@@ -144,7 +144,8 @@ def _kronecker_fwht(x: Tensor, dim: int, n: int) -> Tensor:
 def _orthonormal_factor(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     # Built once per size. Tensors made while a program is traced, a dispatch mode is active (fake tensors, say) or
     # torch.func transforms a function belong to that context and must not outlive it: there it is built in place.
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or _in_torch_func():
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if traced or torch._C._len_torch_dispatch_stack() > 0 or _in_torch_func():
         return _build_factor(n, dtype, device)
     key = (n, dtype, device)
     if key not in _factor_cache:
