@@ -378,7 +378,7 @@ def test_ensembles_and_gradients_per_image_by_torch_func(name, memory_format):
 
 
 @every_layer
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 def test_torch_jit_trace_serves_other_batches(name):
     layer, shape = build(name)
     traced = torch.jit.trace(layer, torch.randn(shape))
