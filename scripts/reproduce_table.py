@@ -52,7 +52,7 @@ def main() -> None:
         "--override", action="append", default=[], metavar="KEY=VALUE", help="a Hydra override for all runs"
     )
     parser.add_argument("--seconds", type=float, default=1.5, help="time for each contender of a speed table")
-    parser.add_argument("--fresh", action="store_true", help="train again what this checkout has trained before")
+    parser.add_argument("--fresh", action="store_true", help="train again what is recorded or was begun")
     parser.add_argument(
         "--recipe", help="a trainer config, such as authors or short; default: authors on a GPU, else short"
     )
@@ -114,9 +114,11 @@ def _reproduce_training(spec: TableSpec, arguments: argparse.Namespace) -> None:
         return
     device = resolve_device("auto")
     recipe = spec.recipe or arguments.recipe or ("authors" if device.type == "cuda" else "short")
+    recorded_as = _recipe_with_overrides(spec, recipe, arguments)
     runs = [(row, seed) for row in _chosen_rows(spec, arguments.rows) for seed in _seeds(spec, row, arguments.seeds)]
     recorded = {(r["table"], r["row"], r["seed"], r["recipe"]) for r in read_records(RECORDS)}
-    missing = [(row, seed) for row, seed in runs if spec.rerun or (spec.name, row["id"], seed, recipe) not in recorded]
+    anew = spec.rerun or arguments.fresh
+    missing = [(row, seed) for row, seed in runs if anew or (spec.name, row["id"], seed, recorded_as) not in recorded]
     if len(missing) < len(runs):
         console.print(f"{spec.name}: {len(runs) - len(missing)} of {len(runs)} runs are recorded in {_shown(RECORDS)}")
     jobs = [_job(spec, row, seed, recipe, arguments) for row, seed in missing]
@@ -130,7 +132,7 @@ def _reproduce_training(spec: TableSpec, arguments: argparse.Namespace) -> None:
             return bars[job.title]
 
         def keep(job: Job, record: dict[str, Any]) -> None:
-            put_record(RECORDS, {"table": spec.name, "row": rows[job.title], "recipe": recipe, **record})
+            put_record(RECORDS, {"table": spec.name, "row": rows[job.title], "recipe": recorded_as, **record})
             bars[job.title].finish()
 
         run_jobs(jobs, at_once, on_start=begin, on_record=keep, on_print=console.print)
@@ -154,9 +156,21 @@ def _seeds(spec: TableSpec, row: Mapping[str, Any], chosen: Sequence[int] | None
     return row.get("seeds", spec.seeds) if chosen is None else chosen
 
 
+def _recipe_with_overrides(spec: TableSpec, recipe: str, arguments: argparse.Namespace) -> str:
+    """What the runs are recorded as: a recipe that is overridden is another one, unless the result is the same."""
+
+    def settings(*more: str) -> dict[str, Any]:
+        return Experiment.from_config(_compose_run(spec, spec.rows[0], recipe, *more)).settings
+
+    return " ".join([recipe, *(o for o in arguments.override if settings(o) != settings())])
+
+
+def _compose_run(spec: TableSpec, row: Mapping[str, Any], recipe: str, *more: str) -> dict[str, Any]:
+    return compose_config([*spec.overrides, f"trainer={recipe}", *row["overrides"], *more])
+
+
 def _job(spec: TableSpec, row: Mapping[str, Any], seed: int, recipe: str, arguments: argparse.Namespace) -> Job:
-    overrides = [*spec.overrides, f"trainer={recipe}", *row["overrides"], f"seed={seed}", f"logger={arguments.logger}"]
-    config = compose_config([*overrides, *arguments.override])
+    config = _compose_run(spec, row, recipe, f"seed={seed}", f"logger={arguments.logger}", *arguments.override)
     options = {
         "root": ROOT / config["run_root"],
         "resume": "never" if arguments.fresh else "auto",

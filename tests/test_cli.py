@@ -280,6 +280,17 @@ def test_reproduce_chosen_rows_and_seeds_by_another_recipe(reproduce, tmp_path):
     assert labels[2:] == ["baseline; recipe `authors`", "replaced; recipe `authors`", "replaced; recipe `short`"]
 
 
+def test_an_overridden_recipe_is_a_recipe_of_its_own(reproduce, tmp_path):
+    options = ("--rows", "conv3x3", "--override", "trainer.workers=1")  # changes no result
+    assert [r["recipe"] for r in reproduce(*options)] == ["short"]
+    records = reproduce(*options, "--override", "trainer.label_smoothing=0.1")
+    assert [(r["recipe"], r["settings"]["trainer"]["label_smoothing"]) for r in records] == [
+        ("short", 0),
+        ("short trainer.label_smoothing=0.1", 0.1),
+    ]
+    assert "replaced; recipe `short trainer.label_smoothing=0.1`" in (tmp_path / "results" / "tiny.md").read_text()
+
+
 def test_reproduce_counts_without_training(reproduce, tmp_path):
     spec = tmp_path / "experiments" / "tiny.yaml"
     spec.write_text(spec.read_text() + "counted: [{label: 32×32, input_size: [3, 32, 32]}]\n")
@@ -306,7 +317,10 @@ def test_reproduce_says_what_it_cannot_do(reproduce, capsys, arguments, words):
 @pytest.mark.slow
 def test_reproduce_several_runs_at_once(reproduce):
     alone, records = reproduce(), reproduce("--fresh", "--jobs", "2")
-    assert sorted((r["row"], r["seed"]) for r in records) == sorted((r["row"], r["seed"]) for r in alone)
+    assert len(records) == 3
+    for a, b in zip(*(sorted(r, key=lambda r: (r["row"], r["seed"])) for r in (alone, records)), strict=True):
+        assert (a["row"], a["seed"], a["settings"]) == (b["row"], b["seed"], b["settings"])
+        assert a["history"][0]["seconds"] != b["history"][0]["seconds"]  # it is another run
 
 
 def test_a_table_that_asks_for_it_is_trained_again(reproduce, tmp_path):
