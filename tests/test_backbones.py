@@ -63,6 +63,9 @@ def test_counts_agree_with_torchvision():
         ({"name": "torchvision/fcn_resnet50"}, "no classifier"),
         ({"name": "resnet18", "stem": "cifr"}, "imagenet, cifar"),
         ({"name": "resnet20", "pretrained": True}, "no pretrained weights"),
+        ({"name": "resnet20", "form": "kears"}, "keras, no_bias"),
+        ({"name": "resnet18", "pretrained": "no"}, "pretrained must be true or false, got 'no'"),
+        ({"name": 20}, "name must be a word, got 20"),
     ],
 )
 def test_errors_list_the_choices(arguments, words):

@@ -136,6 +136,7 @@ def test_multirun(tmp_path):
     [
         (["policy=squeeze_excite"], "matches nothing"),
         (["trainer.lr=-1"], "trainer.lr"),
+        (["seed=-1"], "seed=-1"),
         (["dataset=cifar10", "dataset.root=nowhere", "dataset.download=false"], "dataset.root"),
     ],
 )
@@ -306,6 +307,7 @@ def test_reproduce_counts_without_training(reproduce, tmp_path):
         (["--rows", "nothing"], "no row nothing; there are baseline, conv3x3"),
         (["--recipe", "soup"], "soup"),
         (["--jobs", "0"], "from 1"),
+        (["--seeds", "-1"], "seed=-1"),
     ],
 )
 def test_reproduce_says_what_it_cannot_do(reproduce, capsys, arguments, words):

@@ -628,6 +628,12 @@ def test_unknown_names_and_options_list_the_choices():
     ("options", "culprit"),
     [
         ({"crop_padding": -1}, "crop_padding"),
+        ({"crop_padding": "2px"}, "crop_padding must be a whole number, got '2px'"),
+        ({"flip": "maybe"}, "flip must be true or false, got 'maybe'"),
+        ({"holdout": None}, "holdout must be a finite number, got None"),
+        ({"size": "big"}, "size must be a whole number, got 'big'"),
+        ({"size": -1}, "size must be at least 1"),
+        ({"num_classes": 0}, "num_classes.* must be at least 1"),
         ({"mean": [0.5]}, "mean"),
         ({"std": [0.5, 0.0, 0.5]}, "std"),
         ({"std": 0.5}, "std"),

@@ -17,9 +17,9 @@ from whtnet import distributed
 from whtnet.cli import only_the_first_speaks, train
 from whtnet.data import DatasetError, load_dataset
 from whtnet.distributed import PeerError
-from whtnet.engine import ConfigError
 from whtnet.errors import UserError
 from whtnet.experiment import Experiment, resolve_device, run
+from whtnet.settings import ConfigError
 from whtnet.tracking import NullSink
 
 TESTS = Path(__file__).parent

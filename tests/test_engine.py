@@ -11,7 +11,6 @@ from whtnet.backbones import CifarResNet
 from whtnet.data import Loader
 from whtnet.engine import (
     CheckpointError,
-    ConfigError,
     NonFiniteLossError,
     TrainConfig,
     evaluate,
@@ -21,6 +20,7 @@ from whtnet.engine import (
     save_checkpoint,
 )
 from whtnet.layers import spectral_parameter_names
+from whtnet.settings import ConfigError
 
 CPU = torch.device("cpu")
 

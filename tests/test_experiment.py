@@ -4,10 +4,11 @@ import multiprocessing
 import pytest
 import torch
 
-from whtnet.engine import CheckpointError, ConfigError
+from whtnet.engine import CheckpointError
 from whtnet.experiment import Experiment, dry_run, resolve_device, run
 from whtnet.files import BusyError, exclusive_folder
 from whtnet.policy import PolicyError, load_policy
+from whtnet.settings import ConfigError
 from whtnet.tracking import NullSink
 
 RULES = {"match": "conv3x3", "replace": "FWHT2d", "where": {"nth": 2}}
@@ -138,6 +139,9 @@ def test_errors_come_before_anything_is_written(tmp_path):
         with pytest.raises(kind, match=word):
             run(bad, sink=sink, root=tmp_path)
         assert sink.calls == []
+    for seed in (-1, 1.5, "one", None, True):
+        with pytest.raises(ConfigError, match=f"seed={seed!r}.*a whole number from 0"):
+            experiment(seed=seed)
     with pytest.raises(ConfigError, match="never"):
         run(experiment(), sink=NullSink(), root=tmp_path, resume="maybe")
 

@@ -8,9 +8,10 @@ import yaml
 from torch.nn import functional as F
 
 from whtnet.classifier import Classifier
-from whtnet.engine import ConfigError, load_checkpoint
+from whtnet.engine import load_checkpoint
 from whtnet.engine.fit import _Loss
 from whtnet.experiment import Experiment, run
+from whtnet.settings import ConfigError
 from whtnet.tracking import NullSink
 
 ROOT = Path(__file__).parents[1]

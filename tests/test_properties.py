@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 
 from whtnet import BWHT1d, FWHT2d, Policy, apply_policy_, fwht
 from whtnet.backbones import CifarResNet
-from whtnet.engine import ConfigError, TrainConfig
+from whtnet.engine import TrainConfig
 from whtnet.finetune import FineTuneConfig
 from whtnet.kernels import reference
 from whtnet.policy import PolicyError
 from whtnet.policy.rules import SITE_KINDS
+from whtnet.settings import ConfigError
 from whtnet.thresholds import THRESHOLDS
 
 QUICK = settings(max_examples=60, deadline=None, derandomize=True)

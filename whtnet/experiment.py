@@ -20,7 +20,7 @@ from torch import nn
 from whtnet import distributed
 from whtnet.backbones import build_backbone
 from whtnet.data import ImageDataset, Loaders, load_dataset
-from whtnet.engine import ConfigError, FitResult, Progress, TrainConfig
+from whtnet.engine import FitResult, Progress, TrainConfig
 from whtnet.files import exclusive_folder
 from whtnet.finetune import FineTuneConfig, fit_in_stages, load_start_
 from whtnet.inspection import describe_layers
@@ -29,6 +29,7 @@ from whtnet.policy import Policy, Report, SiteFit, apply_policy_
 from whtnet.preemption import listening
 from whtnet.records import environment, write_json
 from whtnet.seeding import seed_everything
+from whtnet.settings import ConfigError
 from whtnet.tracking import NullSink, RunInfo, Sink
 
 RECORD = "record.json"
@@ -49,6 +50,9 @@ class Experiment:
         seed: of weights, batches and augmentation.
         device: ``auto``, ``cpu``, ``cuda``, ….
         finetune: keywords of :class:`whtnet.finetune.FineTuneConfig`.
+
+    Raises:
+        ConfigError: for a seed that is no whole number from 0.
     """
 
     backbone: Mapping[str, Any]
@@ -58,6 +62,10 @@ class Experiment:
     seed: int = 0
     device: str = "auto"
     finetune: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
+            raise ConfigError(f"seed={self.seed!r} is no seed; give a whole number from 0")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Experiment":

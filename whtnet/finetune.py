@@ -17,9 +17,10 @@ from whtnet import distributed
 from whtnet.backbones import load_matching_
 from whtnet.classifier import Classifier
 from whtnet.data import Loaders
-from whtnet.engine import CHECKPOINT, ConfigError, FitResult, Progress, TrainConfig, check_types, fit, read_settings
+from whtnet.engine import CHECKPOINT, FitResult, Progress, TrainConfig, fit
 from whtnet.policy import Policy, Report, SiteFit, apply_policy_, fit_layers_
 from whtnet.seeding import seed_everything
+from whtnet.settings import ConfigError, check_fields, read_settings
 
 INITS = ("fresh", "fit")
 
@@ -47,7 +48,7 @@ class FineTuneConfig:
     temperature: float = 4.0
 
     def __post_init__(self) -> None:
-        check_types(self, "finetune")
+        check_fields(self, "finetune")
         if self.init not in INITS:
             raise ConfigError(f"unknown finetune.init {self.init!r}; choose one of {', '.join(INITS)}")
         if self.init == "fit" and distributed.count() > 1:

@@ -1,15 +1,16 @@
 """Build a backbone by name: the CIFAR ResNets from here, any other from torchvision or timm."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import timm
 import torchvision
 from torch import Tensor, nn
 
-from whtnet.backbones.cifar_resnet import CifarResNet
+from whtnet.backbones.cifar_resnet import FORMS, CifarResNet
 from whtnet.cost import meta_probe
 from whtnet.errors import UserError
+from whtnet.settings import check_arguments
 
 SOURCES = ("torchvision", "timm")
 STEMS = ("imagenet", "cifar")
@@ -62,9 +63,11 @@ def build_backbone(
     Raises:
         BackboneError: for an unknown name or choice, or where the weights can't be loaded.
     """
+    check_arguments(build_backbone, {"name": name, "pretrained": pretrained}, "backbone", BackboneError)
     if name in CIFAR_RESNETS:
         if pretrained:
             raise BackboneError(f"{name} has no pretrained weights: nobody publishes them with torchvision or timm")
+        _check_choice(name, "form", form, FORMS)
         return CifarResNet(CIFAR_RESNETS[name], num_classes, form)
     library, _, model_name = name.partition("/")
     if not model_name:
@@ -74,13 +77,17 @@ def build_backbone(
                 "torchvision/NAME or timm/NAME"
             )
         library, model_name = source, LIBRARY_MODELS[name] if source == "timm" else name
-    for key, value, allowed in (("source", library, SOURCES), ("stem", stem, STEMS)):
-        if value not in allowed:
-            raise BackboneError(f"unknown {key} {value!r} for {name}; choose one of {', '.join(allowed)}")
+    _check_choice(name, "source", library, SOURCES)
+    _check_choice(name, "stem", stem, STEMS)
     model = _from_library(model_name, library, num_classes, pretrained)
     if stem == "cifar":
         _use_cifar_stem_(model, name)
     return model
+
+
+def _check_choice(backbone: str, key: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise BackboneError(f"unknown {key} {value!r} for {backbone}; choose one of {', '.join(allowed)}")
 
 
 def _from_library(name: str, library: str, num_classes: int, pretrained: bool) -> nn.Module:

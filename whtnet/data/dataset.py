@@ -10,6 +10,7 @@ from timm.data import create_transform
 from whtnet.data.loaders import FileLoader, Loader, Loaders, MemoryLoader
 from whtnet.data.parts import DatasetError, Files, Part, Triple, stratified_split
 from whtnet.data.sources import read_source
+from whtnet.settings import check_arguments
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,8 @@ def load_dataset(
             range.
         DatasetNotFoundError: a RuntimeError, if the data is neither here nor could be downloaded.
     """
+    given = {"download": download, "holdout": holdout, "crop_padding": crop_padding, "flip": flip}
+    check_arguments(load_dataset, given, "dataset", DatasetError)
     if not 0 <= holdout < 1:
         raise DatasetError(f"dataset.holdout must be in [0, 1), got {holdout}")
     if crop_padding < 0:

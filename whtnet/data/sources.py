@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from whtnet.data.parts import DatasetError, DatasetNotFoundError, Part, Triple, open_parts, stratified_split
 from whtnet.files import locked
+from whtnet.settings import check_arguments
 
 SMALL_SET = 10_000  # images; up to here images of any size are resized once and kept
 ALL_VALIDATION = ("validation", "val", "valid", "eval")
@@ -102,6 +103,7 @@ def read_source(name: str, root: str | None = None, download: bool = True, **opt
     if unknown := sorted(set(options) - set(known)):
         takes = f"it takes {', '.join(known)}" if known else "it takes none"
         raise DatasetError(f"unknown option dataset.{unknown[0]} of {name}; {takes}")
+    check_arguments(SOURCES[name], options, "dataset", DatasetError)
     return _read(Place.find(name, root), download, json.dumps(options, sort_keys=True))
 
 
@@ -129,6 +131,8 @@ def _synthetic(
     place: Place, download: bool, *, num_classes: int = 4, train_size: int = 256, test_size: int = 64, size: int = 16
 ) -> Source:
     """Random images for tests, ``size`` × ``size``: each class is a random 4×4 pattern, scaled up, under noise."""
+    if min(num_classes, size) < 1:
+        raise DatasetError(f"dataset.num_classes and dataset.size must be at least 1, got {num_classes} and {size}")
     generator = torch.Generator().manual_seed(0)
     patterns = F.interpolate(torch.rand(num_classes, 3, 4, 4, generator=generator) * 255, size=size)
 

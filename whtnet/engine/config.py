@@ -1,23 +1,15 @@
 """Settings of a training run, checked when they are made."""
 
-import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any
 
 import torch
 
-from whtnet.errors import UserError
-
-C = TypeVar("C")
+from whtnet.settings import ConfigError, check_fields, read_settings
 
 PRECISIONS = ("auto", "fp32", "bf16")
 SCHEDULES = ("multistep", "onecycle")
-
-
-class ConfigError(UserError, ValueError):
-    """A setting that can't be."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +70,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if isinstance(self.milestones, list):
             object.__setattr__(self, "milestones", tuple(self.milestones))
-        check_types(self, "trainer")
+        check_fields(self, "trainer")
         for name in ("epochs", "batch_size", "eval_every", "eval_batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"trainer.{name} must be at least 1, got {getattr(self, name)}")
@@ -127,43 +119,6 @@ class TrainConfig:
         if self.channels_last is None:
             return self.autocast_dtype(device) is not None or device.type == "cuda"
         return self.channels_last
-
-
-_WORDS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a word", type(None): "null"}
-
-
-def read_settings(cls: type[C], settings: Mapping[str, Any], group: str) -> C:
-    """Make a dataclass of plain data.
-
-    Raises:
-        ConfigError: for settings that it lacks, naming ``group`` and those it has.
-    """
-    fields = [field.name for field in dataclasses.fields(cls)]
-    if unknown := sorted(set(settings) - set(fields)):
-        raise ConfigError(f"unknown {group} settings {', '.join(unknown)}; there are {', '.join(fields)}")
-    return cls(**settings)
-
-
-def check_types(config: Any, group: str) -> None:
-    """Compare the fields of a dataclass with their annotations.
-
-    Raises:
-        ConfigError: naming ``group``, the field and what it takes.
-    """
-    for name, annotation in get_type_hints(type(config)).items():
-        value, kinds = getattr(config, name), get_args(annotation) or (annotation,)
-        several = get_origin(annotation) is tuple
-        kinds = [kind for kind in kinds if kind is not Ellipsis]
-        values = value if several and isinstance(value, tuple) else () if several else (value,)
-        if several != isinstance(value, tuple) or not all(any(_is(one, kind) for kind in kinds) for one in values):
-            words = " or ".join(_WORDS[kind] for kind in kinds)
-            raise ConfigError(f"{group}.{name} must be {'a list, each ' * several}{words}, got {value!r}")
-
-
-def _is(value: Any, kind: type) -> bool:
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
 def _computes_bf16(device: torch.device) -> bool:

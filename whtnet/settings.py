@@ -1,0 +1,67 @@
+"""Plain data as settings: compared with the annotations of what takes them."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from whtnet.errors import UserError
+
+C = TypeVar("C")
+
+_WORDS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a word", type(None): "null"}
+
+
+class ConfigError(UserError, ValueError):
+    """A setting that can't be."""
+
+
+def read_settings(cls: type[C], settings: Mapping[str, Any], group: str) -> C:
+    """Make a dataclass of plain data.
+
+    Raises:
+        ConfigError: for settings that it lacks, naming ``group`` and those it has.
+    """
+    fields = [field.name for field in dataclasses.fields(cls)]
+    if unknown := sorted(set(settings) - set(fields)):
+        raise ConfigError(f"unknown {group} settings {', '.join(unknown)}; there are {', '.join(fields)}")
+    return cls(**settings)
+
+
+def check_fields(config: Any, group: str) -> None:
+    """Compare the fields of a dataclass with their annotations.
+
+    Raises:
+        ConfigError: naming ``group``, the field and what it takes.
+    """
+    _check(vars(config), get_type_hints(type(config)), group, ConfigError)
+
+
+def check_arguments(
+    function: Callable[..., Any], arguments: Mapping[str, Any], group: str, error: type[UserError] = ConfigError
+) -> None:
+    """Compare keyword arguments of a function with their annotations, as far as these are of words and numbers.
+
+    Raises:
+        UserError: an ``error``, naming ``group``, the argument and what it takes.
+    """
+    _check(arguments, get_type_hints(function), group, error)
+
+
+def _check(values: Mapping[str, Any], annotations: Mapping[str, Any], group: str, error: type[UserError]) -> None:
+    for name, value in values.items():
+        annotation = annotations.get(name)
+        several = get_origin(annotation) is tuple
+        kinds = [kind for kind in get_args(annotation) or (annotation,) if kind is not Ellipsis]
+        if not all(kind in _WORDS for kind in kinds):
+            continue
+        parts = value if several and isinstance(value, tuple) else () if several else (value,)
+        if several != isinstance(value, tuple) or not all(any(_is(one, kind) for kind in kinds) for one in parts):
+            words = " or ".join(_WORDS[kind] for kind in kinds)
+            raise error(f"{group}.{name} must be {'a list, each ' * several}{words}, got {value!r}")
+
+
+def _is(value: Any, kind: type) -> bool:
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
