@@ -278,7 +278,7 @@ def test_reproduce_chosen_rows_and_seeds_by_another_recipe(reproduce, tmp_path):
         for line in (tmp_path / "results" / "tiny.md").read_text().splitlines()
         if line.startswith("| ")
     ]
-    assert labels[2:] == ["baseline; recipe `authors`", "replaced; recipe `authors`", "replaced; recipe `short`"]
+    assert labels[2:] == ["baseline; recipe authors", "replaced; recipe authors", "replaced; recipe short"]
 
 
 def test_an_overridden_recipe_is_a_recipe_of_its_own(reproduce, tmp_path):
@@ -289,7 +289,7 @@ def test_an_overridden_recipe_is_a_recipe_of_its_own(reproduce, tmp_path):
         ("short", 0),
         ("short trainer.label_smoothing=0.1", 0.1),
     ]
-    assert "replaced; recipe `short trainer.label_smoothing=0.1`" in (tmp_path / "results" / "tiny.md").read_text()
+    assert "replaced; recipe short trainer.label_smoothing=0.1" in (tmp_path / "results" / "tiny.md").read_text()
 
 
 def test_reproduce_counts_without_training(reproduce, tmp_path):

@@ -100,7 +100,7 @@ def trained_rows(spec: TableSpec, records: Sequence[Mapping[str, Any]], counts: 
         mine = [record for record in records if record["row"] == row["id"]]
         for recipe in sorted({record["recipe"] for record in mine}, key=lambda r: (-epochs[r], r)) or [None]:
             runs = [record for record in mine if record["recipe"] == recipe]
-            label = f"{row['label']}; recipe `{recipe}`" if recipe and len(epochs) > 1 else row["label"]
+            label = f"{row['label']}; recipe {recipe}" if recipe and len(epochs) > 1 else row["label"]
             cost, baseline = costs.get(row["id"], {}), costs.get(row.get("baseline", spec.rows[0]["id"]), {})
             rows.append(TrainedRow(label, row.get("published") or {}, cost, baseline, runs))
     return rows
