@@ -66,6 +66,7 @@ def test_counts_agree_with_torchvision():
         ({"name": "resnet20", "form": "kears"}, "keras, no_bias"),
         ({"name": "resnet18", "pretrained": "no"}, "pretrained must be true or false, got 'no'"),
         ({"name": 20}, "name must be a word, got 20"),
+        ({"name": "resnet20", "depth": 20}, "unknown backbone settings depth; there are name, form"),
     ],
 )
 def test_errors_list_the_choices(arguments, words):

@@ -42,6 +42,7 @@ def build_backbone(
     source: str = "torchvision",
     stem: str = "imagenet",
     pretrained: bool = False,
+    **unknown: object,
 ) -> nn.Module:
     """Build a classifier.
 
@@ -61,8 +62,11 @@ def build_backbone(
         The model, in training mode.
 
     Raises:
-        BackboneError: for an unknown name or choice, or where the weights can't be loaded.
+        BackboneError: for an unknown name, keyword or choice, or where the weights can't be loaded.
     """
+    if unknown:
+        settings = "name, form, source, stem, pretrained"
+        raise BackboneError(f"unknown backbone settings {', '.join(sorted(unknown))}; there are {settings}")
     check_arguments(build_backbone, {"name": name, "pretrained": pretrained}, "backbone", BackboneError)
     if name in CIFAR_RESNETS:
         if pretrained:
