@@ -195,4 +195,5 @@ def place(environment: Mapping[str, Any]) -> str:
     """Where something was measured, from :func:`whtnet.records.environment`, in a line."""
     commit = (environment["commit"] or "none")[:8] + (" with local changes" if environment["dirty"] else "")
     torch_version, threads = environment["versions"]["torch"], environment["threads"]
-    return f"{environment['device_name']}, {threads} threads, torch {torch_version}, commit {commit}"
+    plural = "" if threads == 1 else "s"
+    return f"{environment['device_name']}, {threads} thread{plural}, torch {torch_version}, commit {commit}"
