@@ -57,6 +57,7 @@ def build_backbone(
             without the strides and poolings that halve the map the first two times.
         pretrained: start from the library's ImageNet weights. What does not fit (the classifier, a ResNet's ``cifar``
             stem) starts fresh.
+        unknown: none are taken; the error names them.
 
     Returns:
         The model, in training mode.
