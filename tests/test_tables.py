@@ -112,8 +112,8 @@ def test_a_row_trained_by_two_recipes_is_two_rows(tmp_path):
     (table,) = training_tables(write_spec(tmp_path, SPEC), [record("a", 0, 90.0), full, record("b", 0, 80.0)], {})
     assert [row[0] for row in table.rows] == [
         "first; recipe authors",
-        "first; recipe short",
-        "second; recipe short",
+        "first",
+        "second",
         "third",
     ]
     assert [row[4] for row in table.rows] == ["95.00 (n=1)", "90.00 (n=1)", "80.00 (n=1)", "not run"]

@@ -1,6 +1,7 @@
 """Training tables: records → mean ± standard deviation over seeds; the costs of all rows, counted on built models."""
 
 import statistics
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -91,16 +92,21 @@ def count_training_rows(
 
 
 def trained_rows(spec: TableSpec, records: Sequence[Mapping[str, Any]], counts: Counts) -> list[TrainedRow]:
-    """The rows of ``spec`` with their records, one for each recipe that a row was trained by, the longest first."""
+    """The rows of ``spec`` with their records, one for each recipe that a row was trained by, the longest first.
+
+    A label names the recipe where it is another than that of most rows.
+    """
     records = [record for record in records if record["table"] == spec.name]
     epochs = {record["recipe"]: record["epochs"] for record in records}
+    uses = Counter(recipe for _, recipe in {(record["row"], record["recipe"]) for record in records})
+    usual = max(sorted(uses), key=lambda recipe: (uses[recipe], -epochs[recipe]), default=None)
     costs = {record["row"]: record["cost"] for record in records} | {row: counted[0] for row, counted in counts.items()}
     rows = []
     for row in spec.rows:
         mine = [record for record in records if record["row"] == row["id"]]
         for recipe in sorted({record["recipe"] for record in mine}, key=lambda r: (-epochs[r], r)) or [None]:
             runs = [record for record in mine if record["recipe"] == recipe]
-            label = f"{row['label']}; recipe {recipe}" if recipe and len(epochs) > 1 else row["label"]
+            label = row["label"] if recipe in (None, usual) else f"{row['label']}; recipe {recipe}"
             cost, baseline = costs.get(row["id"], {}), costs.get(row.get("baseline", spec.rows[0]["id"]), {})
             rows.append(TrainedRow(label, row.get("published") or {}, cost, baseline, runs))
     return rows
