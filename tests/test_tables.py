@@ -22,7 +22,7 @@ from whtnet.tables import (
     update_readme,
     write_tables,
 )
-from whtnet.tables.training import pareto_front, spread
+from whtnet.tables.training import pareto_front, spread, time_axis
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = ROOT / "experiments"
@@ -209,6 +209,14 @@ def test_curves_over_seeds(tmp_path):
     records = [{**record("a", seed, 90.0), "history": history} for seed, history in enumerate(histories)]
     (row, *_) = trained_rows(write_spec(tmp_path, SPEC), records, {})
     assert row.curve("test_top1") == {1: (12.0, pytest.approx(8**0.5), 2), 3: (30.0, 0.0, 1)}
+
+
+def test_curves_of_unlike_lengths_share_an_axis(tmp_path):
+    spec = write_spec(tmp_path, SPEC)
+    short, other = record("a", 0, 90.0), record("b", 0, 80.0)
+    assert time_axis(trained_rows(spec, [short, other], {})[:2]) == ("epoch", [1, 1])
+    long = {**record("a", 0, 95.0, recipe="authors"), "epochs": 200}
+    assert time_axis(trained_rows(spec, [short, long, other], {})[:3]) == ("epochs done (%)", [0.5, 20, 20])
 
 
 def test_figures_of_a_training_table(tmp_path):

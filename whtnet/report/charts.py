@@ -13,7 +13,7 @@ from torch import Tensor
 from whtnet.tables.figures import COSTS, METRICS, PALETTE
 from whtnet.tables.spec import TableSpec
 from whtnet.tables.speed import growth, layer_ratios, network_ratios
-from whtnet.tables.training import TrainedRow, pareto_front, spread
+from whtnet.tables.training import TrainedRow, pareto_front, spread, time_axis
 from whtnet.transforms import sequency_permutation
 
 _GREY = "#888888"  # for what must be seen on a light and on a dark page
@@ -76,18 +76,20 @@ def _point(x: float, y: float, name: str, color: str, text: str, error_y: Any = 
 def curve_charts(rows: Sequence[TrainedRow]) -> list[Chart]:
     """Accuracy and loss by epoch: mean, and a band of ± one standard deviation where there are several seeds."""
     charts = []
+    title, units = time_axis(rows)
     for metric, name in METRICS.items():
-        traces = [trace for row, color in _colored(rows) for trace in _curve(row, metric, color)]
-        layout = {"xaxis_title": "epoch", "yaxis_title": name, "hovermode": "x unified"}
+        colored = zip(_colored(rows), units, strict=True)
+        traces = [trace for (row, color), unit in colored for trace in _curve(row, metric, color, unit)]
+        layout = {"xaxis_title": title, "yaxis_title": name, "hovermode": "x unified"}
         charts.append(Chart(name[0].upper() + name[1:], _figure(traces, **layout)))
     return charts
 
 
-def _curve(row: TrainedRow, metric: str, color: str) -> list[go.Scatter]:
+def _curve(row: TrainedRow, metric: str, color: str, unit: float) -> list[go.Scatter]:
     curve = row.curve(metric)
-    epochs, spreads = list(curve), list(curve.values())
+    times, spreads = [unit * epoch for epoch in curve], list(curve.values())
     mean = go.Scatter(
-        x=epochs,
+        x=times,
         y=[s.mean for s in spreads],
         mode="lines",
         line=_line(color),
@@ -99,7 +101,7 @@ def _curve(row: TrainedRow, metric: str, color: str) -> list[go.Scatter]:
     if all(s.n == 1 for s in spreads):
         return [mean]
     band = go.Scatter(
-        x=[*epochs, *reversed(epochs)],
+        x=[*times, *reversed(times)],
         y=[*(s.mean + s.sd for s in spreads), *(s.mean - s.sd for s in reversed(spreads))],
         fill="toself",
         fillcolor=_transparent(color),

@@ -10,7 +10,7 @@ from whtnet.files import atomic_write
 from whtnet.tables.spec import TableSpec
 from whtnet.tables.speed import growth, layer_ratios
 from whtnet.tables.stored import stored_measurements, stored_rows
-from whtnet.tables.training import TrainedRow, pareto_front
+from whtnet.tables.training import TrainedRow, pareto_front, time_axis
 
 # Okabe and Ito's colours, which colour-blind readers tell apart, without the yellow that is too pale for lines.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999")
@@ -63,13 +63,15 @@ def draw_pareto(rows: Sequence[TrainedRow], path: Path) -> None:
 def draw_curves(rows: Sequence[TrainedRow], path: Path) -> None:
     """Lines: accuracy and loss by epoch, mean and a band of ± one deviation over seeds. ``path``: no suffix."""
     figure, axes = _subplots(ncols=2, figsize=(8, 3.6 + 0.2 * len(rows)))
+    title, units = time_axis(rows)
     for ax, (metric, name) in zip(axes, METRICS.items(), strict=True):
-        for row, (color, _, line) in zip(rows, _styles(rows), strict=True):
+        for row, unit, (color, _, line) in zip(rows, units, _styles(rows), strict=True):
             curve = row.curve(metric)
-            ax.plot(curve.keys(), [s.mean for s in curve.values()], line, color=color, label=row.label)
+            x = [unit * epoch for epoch in curve]
+            ax.plot(x, [s.mean for s in curve.values()], line, color=color, label=row.label)
             low, high = ([s.mean + sign * s.sd for s in curve.values()] for sign in (-1, 1))
-            ax.fill_between(curve.keys(), low, high, color=color, alpha=0.2, linewidth=0)
-        ax.set_xlabel("epoch")
+            ax.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
+        ax.set_xlabel(title)
         ax.set_ylabel(name)
         ax.grid(alpha=0.3)
     _legend_below(figure, axes[0])

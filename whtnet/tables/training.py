@@ -112,6 +112,15 @@ def trained_rows(spec: TableSpec, records: Sequence[Mapping[str, Any]], counts: 
     return rows
 
 
+def time_axis(rows: Sequence[TrainedRow]) -> tuple[str, list[float]]:
+    """The axis that curves of trained rows share: its title, and for each row the factor from epochs to its unit.
+
+    The unit is an epoch where all rows have as many, else a percent of the row's own.
+    """
+    epochs = [row.records[0]["epochs"] for row in rows]
+    return ("epoch", [1.0] * len(rows)) if len(set(epochs)) == 1 else ("epochs done (%)", [100 / n for n in epochs])
+
+
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Those of ``points``, (cost, accuracy), that are more accurate than every cheaper one, by rising cost."""
     front: list[tuple[float, float]] = []
