@@ -16,6 +16,7 @@ from whtnet.engine import (
     evaluate,
     fit,
     load_checkpoint,
+    mixed_precision,
     parameter_groups,
     save_checkpoint,
 )
@@ -286,6 +287,25 @@ def test_precision_and_layout_choices_are_obeyed():
     assert seen[0][1][1] == 1  # channels are the fastest dimension
     assert config().autocast_dtype(CPU) is None
     assert config(channels_last=None).use_channels_last(CPU) is False
+
+
+@pytest.mark.parametrize("stride", [1, 2, (1, 2)])
+@pytest.mark.parametrize("groups", [1, 4, 8])
+def test_only_strided_depthwise_convolutions_are_computed_in_float32_on_a_cpu(stride, groups):
+    conv = nn.Conv2d(8, 8, 3, stride, padding=1, groups=groups)
+    x = torch.randn(2, 8, 6, 6)
+
+    def passes(precision):
+        with precision:
+            out = conv(x)
+        return out, *torch.autograd.grad(out.bfloat16().float().square().sum(), conv.parameters())
+
+    autocast, float32 = passes(torch.autocast("cpu", torch.bfloat16)), passes(mixed_precision(CPU, None))
+    expected = float32 if groups == 8 and stride != 1 else autocast
+    mixed = passes(mixed_precision(CPU, torch.bfloat16))
+    assert mixed[0].dtype == torch.bfloat16
+    assert [t.bfloat16().equal(e.bfloat16()) for t, e in zip(mixed, expected, strict=True)] == [True] * 3
+    assert not autocast[1].bfloat16().equal(float32[1].bfloat16())
 
 
 # --- Checkpoint files ---

@@ -1,6 +1,7 @@
 """What is measured: the layers of the paper's speed test, transforms of many sizes, whole networks."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 from torchvision.ops import SqueezeExcitation
 
 from whtnet.backbones import build_backbone
-from whtnet.engine import TrainConfig
+from whtnet.engine import TrainConfig, mixed_precision
 from whtnet.kernels import reference
 from whtnet.layers import BWHT1d, FWHT2d
 from whtnet.policy import apply_policy_, load_policy
@@ -141,7 +142,7 @@ def inference_call(model: nn.Module, input_size: tuple[int, ...], batch: int, de
     @torch.inference_mode()
     def call() -> Tensor:
         model.eval()
-        with _autocast(device):
+        with _precision(device):
             return model(x)
 
     return call
@@ -155,7 +156,7 @@ def training_call(model: nn.Module, input_size: tuple[int, ...], batch: int, dev
     def call() -> None:
         model.train()
         optimizer.zero_grad()
-        with _autocast(device):
+        with _precision(device):
             loss = F.cross_entropy(model(x).float(), target)
         loss.backward()
         optimizer.step()
@@ -171,6 +172,5 @@ def _memory_format(device: torch.device) -> torch.memory_format:
     return torch.channels_last if TrainConfig().use_channels_last(device) else torch.contiguous_format
 
 
-def _autocast(device: torch.device) -> torch.autocast:
-    dtype = TrainConfig().autocast_dtype(device)
-    return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+def _precision(device: torch.device) -> AbstractContextManager[None]:
+    return mixed_precision(device, TrainConfig().autocast_dtype(device))

@@ -21,6 +21,7 @@ from whtnet.engine.checkpoint import load_checkpoint, save_checkpoint
 from whtnet.engine.config import TrainConfig
 from whtnet.engine.cuda_graph import recorded
 from whtnet.engine.global_batch import GlobalBatch
+from whtnet.engine.precision import mixed_precision
 from whtnet.errors import UserError
 from whtnet.layers import spectral_parameter_names
 from whtnet.preemption import PreemptedError
@@ -158,7 +159,7 @@ def evaluate(
     for i, (images, labels) in enumerate(loader):
         if i == max_batches:
             break
-        with _autocast(images.device, autocast):
+        with mixed_precision(images.device, autocast):
             logits = model(images)
         loss = F.cross_entropy(logits.float(), labels, reduction="sum")
         correct = (logits.argmax(1) == labels).sum()
@@ -352,7 +353,7 @@ class _Run:
         state = self.state
         for group in state.optimizer.param_groups:
             group["lr"] = lr * group["lr_factor"]
-        with _autocast(self.device, self.autocast), self.whole_batch:
+        with mixed_precision(self.device, self.autocast), self.whole_batch:
             logits = self.model(images)
             wanted = self.loss.teacher_logits(images)
         loss = self.loss(logits.float(), labels, wanted)
@@ -408,7 +409,3 @@ class _Run:
         last = self.state.history[-1] if self.state.history else {}
         accuracy = f", test {last['test_top1']:.2f} %" if "test_top1" in last else ""
         return f"epoch {self.state.epoch + 1}/{self.config.epochs}{accuracy}"
-
-
-def _autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[Any]:
-    return torch.autocast(device.type, dtype) if dtype is not None else contextlib.nullcontext()
