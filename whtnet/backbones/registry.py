@@ -66,8 +66,9 @@ def build_backbone(
         BackboneError: for an unknown name, keyword or choice, or where the weights can't be loaded.
     """
     if unknown:
-        settings = "name, form, source, stem, pretrained"
-        raise BackboneError(f"unknown backbone settings {', '.join(sorted(unknown))}; there are {settings}")
+        known = ["name", *build_backbone.__kwdefaults__]
+        known.remove("num_classes")  # the data set's
+        raise BackboneError(f"unknown backbone settings {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     check_arguments(build_backbone, {"name": name, "pretrained": pretrained}, "backbone", BackboneError)
     if name in CIFAR_RESNETS:
         if pretrained:

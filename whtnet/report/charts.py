@@ -74,7 +74,7 @@ def _point(x: float, y: float, name: str, color: str, text: str, error_y: Any = 
 
 
 def curve_charts(rows: Sequence[TrainedRow]) -> list[Chart]:
-    """Accuracy and loss by epoch: mean, and a band of ± one standard deviation where there are several seeds."""
+    """Accuracy and loss in training: mean, and a band of ± one standard deviation where there are several seeds."""
     charts = []
     title, units = time_axis(rows)
     for metric, name in METRICS.items():

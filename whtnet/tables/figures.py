@@ -61,7 +61,7 @@ def draw_pareto(rows: Sequence[TrainedRow], path: Path) -> None:
 
 
 def draw_curves(rows: Sequence[TrainedRow], path: Path) -> None:
-    """Lines: accuracy and loss by epoch, mean and a band of ± one deviation over seeds. ``path``: no suffix."""
+    """Lines: accuracy and loss in training, mean and a band of ± one deviation over seeds. ``path``: no suffix."""
     figure, axes = _subplots(ncols=2, figsize=(8, 3.6 + 0.2 * len(rows)))
     title, units = time_axis(rows)
     for ax, (metric, name) in zip(axes, METRICS.items(), strict=True):
