@@ -280,6 +280,8 @@ class Grouped(nn.Module):
         (lambda: build_backbone("resnet20"), rules(rule("conv3x3", "FWHT2d", {"name": "("})), ["regular expression"]),
         (lambda: build_backbone("resnet20"), rules(rule("conv3x3", "FWHT2d", {"part": "tail"})), ["tail", "head"]),
         (lambda: build_backbone("resnet20"), {"name": "x"}, ["rules or families"]),
+        (lambda: build_backbone("resnet20"), {"name": None, "rules": []}, ["policy.name=None", "word"]),
+        (lambda: build_backbone("resnet20"), {"name": "../x", "rules": []}, ["policy.name='../x'", "slash"]),
         (lambda: build_backbone("resnet20"), "no_such_policy", ["no_such_policy", "paper"]),
         (lambda: nn.Linear(4, 4), "paper", ["can't run"]),
     ],

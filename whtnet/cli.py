@@ -43,7 +43,7 @@ def train(c: dict[str, Any]) -> float | None:
             root=root,
             resume=c["resume"],
             group=c["group"],
-            tags=tuple(c["tags"]),
+            tags=c["tags"],
             on_report=print_report,
             on_fits=print_fits,
             on_progress=view.task(experiment.name),

@@ -9,7 +9,7 @@ import datetime
 import hashlib
 import json
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,7 @@ def run(
     root: Path = Path("runs"),
     resume: str = "auto",
     group: str | None = None,
-    tags: tuple[str, ...] = (),
+    tags: Sequence[str] = (),
     on_report: Callable[[Report], None] = lambda report: None,
     on_fits: Callable[[list[SiteFit]], None] = lambda fits: None,
     on_progress: Progress = lambda fraction, status: None,
@@ -133,6 +133,8 @@ def run(
             another process, a loss that is not finite.
         PreemptedError: on one of the signals.
     """
+    if isinstance(tags, str) or not isinstance(tags, Sequence) or not all(isinstance(tag, str) for tag in tags):
+        raise ConfigError(f"tags={tags!r} is no list of words; write tags=[first,second], a number as '1'")
     with contextlib.ExitStack() as held:
         folder, finished = distributed.from_first(lambda: _claim(experiment.folder(root), resume, held))
         if finished is not None:

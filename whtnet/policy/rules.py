@@ -106,6 +106,8 @@ class Policy:
         if not isinstance(data, Mapping):
             raise PolicyError(f"a policy is a mapping with name and rules, got {data!r}")
         name = str(data.get("name", "unnamed"))
+        if data.get("name", name) is None or "/" in name:
+            raise PolicyError(f"policy.name={data['name']!r} can't name a run's folder; give a word without a slash")
         _check_keys(data, ("name", "rules", "families", "options"), f"policy {name!r}")
         if ("rules" in data) == ("families" in data):
             raise PolicyError(f"policy {name!r}: needs either rules or families")
