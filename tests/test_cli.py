@@ -137,6 +137,7 @@ def test_multirun(tmp_path):
         (["policy=squeeze_excite"], "matches nothing"),
         (["trainer.lr=-1"], "trainer.lr"),
         (["seed=-1"], "seed=-1"),
+        (["+backbone.num_classes=3"], "backbone.num_classes is the data set's"),
         (["tags=3"], "tags=3 is no list of words"),
         (["dataset=cifar10", "dataset.root=nowhere", "dataset.download=false"], "dataset.root"),
     ],

@@ -52,7 +52,7 @@ class Experiment:
         finetune: keywords of :class:`whtnet.finetune.FineTuneConfig`.
 
     Raises:
-        ConfigError: for a seed that is no whole number from 0.
+        ConfigError: for a seed that is no whole number from 0, or a backbone with a number of classes of its own.
     """
 
     backbone: Mapping[str, Any]
@@ -66,6 +66,8 @@ class Experiment:
     def __post_init__(self) -> None:
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
             raise ConfigError(f"seed={self.seed!r} is no seed; give a whole number from 0")
+        if "num_classes" in self.backbone:
+            raise ConfigError("backbone.num_classes is the data set's number of classes; leave it out")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Experiment":
