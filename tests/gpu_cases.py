@@ -115,8 +115,8 @@ def test_sums_of_many_tiles(monkeypatch):
 def test_opcheck():
     x = normal(2, 3, 4, 5).requires_grad_()
     t, v, s = (torch.rand(shape, device=DEVICE).requires_grad_() for shape in ((4, 8), (4, 8), (2, 4)))
-    torch.library.opcheck(torch.ops.whtnet.fwht2d.default, (x, t, v, "smooth", False, True))
-    torch.library.opcheck(torch.ops.whtnet.bwht1d.default, (x, s, 7, "soft", True, False, 2))
+    torch.library.opcheck(torch.ops.whtnet.fwht2d.default, (x, t, v, "smooth", False, True, "backward"))
+    torch.library.opcheck(torch.ops.whtnet.bwht1d.default, (x, s, 7, "soft", True, False, "ortho", 2))
 
 
 def test_compiles_without_a_graph_break():

@@ -11,7 +11,7 @@ _BF16_ULP = 1 if os.environ.get("TRITON_INTERPRET") == "1" else 0.51  # Triton's
 OPTIONS = [
     {"kind": kind, "clamp": clamp, "keep_dc": dc}
     for kind, clamp, dc in itertools.product(("smooth", "soft"), (False, True), (False, True))
-]
+] + [{"kind": kind, "keep_dc": dc, "norm": "backward"} for kind, dc in (("smooth", False), ("soft", True))]
 
 
 def check(fast, slow, x, parameters):

@@ -56,13 +56,15 @@ def bwht1d(
     kind: str = "smooth",
     clamp: bool = False,
     keep_dc: bool = False,
+    norm: str = "ortho",
     stride: int = 1,
     interleave: bool = False,
 ) -> Tensor:
     """1-D block WHT layer on (N, C, *spatial): pixel by pixel, block by block; ``t`` is (blocks, block)."""
     n, channels, *spatial = x.shape
     kept = [range(0, s, stride) for s in spatial]
-    H = hadamard(block) / math.sqrt(block)
+    H = hadamard(block) / (math.sqrt(block) if norm == "ortho" else 1)
+    H_back = hadamard(block) / (math.sqrt(block) if norm == "ortho" else block)
     blocks_in, blocks_out = math.ceil(channels / block), math.ceil(out_channels / block)
     images = []
     for image in range(n):
@@ -78,7 +80,7 @@ def bwht1d(
                 if keep_dc:
                     y = torch.cat([z[:1], y[1:]])
                 sums[target] = sums[target] + y
-            pixels.append(torch.cat([H @ s for s in sums])[:out_channels])
+            pixels.append(torch.cat([H_back @ s for s in sums])[:out_channels])
         images.append(torch.stack(pixels, 1))
     y = torch.stack(images).reshape(n, out_channels, *map(len, kept))
     if interleave:
@@ -88,16 +90,24 @@ def bwht1d(
 
 
 def fwht2d(
-    x: Tensor, t: Tensor, v: Tensor | None, *, kind: str = "smooth", clamp: bool = False, keep_dc: bool = False
+    x: Tensor,
+    t: Tensor,
+    v: Tensor | None,
+    *,
+    kind: str = "smooth",
+    clamp: bool = False,
+    keep_dc: bool = False,
+    norm: str = "ortho",
 ) -> Tensor:
     """2-D WHT layer on (..., H, W), map by map; ``t`` and ``v`` have the padded size."""
+    unscale = math.sqrt(t.numel()) if norm == "backward" else 1.0
     maps = []
     for single in x.reshape(-1, *x.shape[-2:]):
-        z = spectrum(single)
+        z = spectrum(single) * unscale
         if v is not None:
             z = v * z
         y = threshold(z, t, kind, clamp)
-        maps.append(inverse_spectrum(_with_dc(y, z) if keep_dc else y, single.shape))
+        maps.append(inverse_spectrum(_with_dc(y, z) if keep_dc else y, single.shape) / unscale)
     return torch.stack(maps).reshape(x.shape)
 
 

@@ -104,6 +104,20 @@ def test_float32_error_is_below_2e_6():
         assert (error - reference.bwht1d(x.double(), t.double(), 1024)).abs().max() < 2e-6
 
 
+@needs_kernel
+def test_gradients_of_large_coefficients():
+    # tanh is flat there: what is left of its slope by rounding must not count.
+    for scale in (30, 1000):
+        p = parameter(8, 8, dtype=F32), parameter(8, 8, dtype=F32, low=-2, high=2)
+        check(functional.fwht2d, reference.fwht2d, scale * torch.randn(3, 16, 8, 8), p)
+        check(
+            partial(functional.bwht1d, out_channels=16),
+            partial(reference.bwht1d, out_channels=16),
+            scale * torch.randn(3, 16, 8, 8),
+            (parameter(1, 16, dtype=F32),),
+        )
+
+
 # -- one dimension ----------------------------------------------------------------------------------------------------
 
 CHANNELS = [  # (in, out, block)
@@ -157,10 +171,10 @@ def cases(dtype=F32):
     make = lambda *shape: torch.randn(shape, dtype=dtype).requires_grad_()  # noqa: E731
     for memory_format in FORMATS.values():
         x = torch.randn(2, 3, 4, 5, dtype=dtype).contiguous(memory_format=memory_format).requires_grad_()
-        yield torch.ops.whtnet.fwht2d.default, (x, make(4, 8), make(4, 8), "smooth", False, True)
-        yield torch.ops.whtnet.fwht2d.default, (x, make(4, 8), None, "soft", True, False)
-        yield torch.ops.whtnet.bwht1d.default, (x, make(2, 4), 7, "smooth", True, True, 2)
-        yield torch.ops.whtnet.bwht1d.default, (x, make(1, 8), 6, "soft", False, False, 1)
+        yield torch.ops.whtnet.fwht2d.default, (x, make(4, 8), make(4, 8), "smooth", False, True, "ortho")
+        yield torch.ops.whtnet.fwht2d.default, (x, make(4, 8), None, "soft", True, False, "backward")
+        yield torch.ops.whtnet.bwht1d.default, (x, make(2, 4), 7, "smooth", True, True, "backward", 2)
+        yield torch.ops.whtnet.bwht1d.default, (x, make(1, 8), 6, "soft", False, False, "ortho", 1)
 
 
 @needs_kernel
@@ -173,9 +187,9 @@ def test_opcheck():
 def test_opcheck_of_the_gradients():
     x, g = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
     for v, wanted in itertools.product((None, torch.randn(4, 8)), (True, False)):
-        arguments = (g, x, torch.randn(4, 8), v, "smooth", False, False, wanted)
+        arguments = (g, x, torch.randn(4, 8), v, "smooth", False, False, "ortho", wanted)
         torch.library.opcheck(torch.ops.whtnet.fwht2d_backward.default, arguments)
-    arguments = (torch.randn(2, 7, 2, 3), x, torch.randn(2, 4), 7, "smooth", False, False, 2, True)
+    arguments = (torch.randn(2, 7, 2, 3), x, torch.randn(2, 4), 7, "smooth", False, False, "ortho", 2, True)
     torch.library.opcheck(torch.ops.whtnet.bwht1d_backward.default, arguments)
 
 
@@ -274,7 +288,7 @@ def test_nothing_beyond_the_result_is_written(layout, dtype):
     buffer = torch.full((x.numel() + 256,), 7.0, dtype=dtype)
     y = torch.as_strided(buffer, x.shape, x.stride(), 128)
     memory = torch.channels_last if layout == "channels_last" else torch.contiguous_format
-    job = cpu._job_2d(dtype, x.shape, memory, (8, 8), "smooth", False, False)
+    job = cpu._job_2d(dtype, x.shape, memory, (8, 8), "smooth", False, False, "ortho")
     cpu._run(job, x, None, torch.rand(8, 8), None, y, None, None)
     assert (buffer[:128] == 7).all()
     assert (buffer[128 + x.numel() :] == 7).all()

@@ -11,6 +11,7 @@ from whtnet import BWHT1d, FWHT2d, Policy, apply_policy_, fwht
 from whtnet.backbones import CifarResNet
 from whtnet.engine import TrainConfig
 from whtnet.finetune import FineTuneConfig
+from whtnet.functional import NORMS
 from whtnet.kernels import reference
 from whtnet.policy import PolicyError
 from whtnet.policy.rules import SITE_KINDS
@@ -19,13 +20,18 @@ from whtnet.thresholds import THRESHOLDS
 
 QUICK = settings(max_examples=60, deadline=None, derandomize=True)
 THRESHOLDING = st.fixed_dictionaries(
-    {"threshold": st.sampled_from(sorted(THRESHOLDS)), "clamp": st.booleans(), "keep_dc": st.booleans()}
+    {
+        "threshold": st.sampled_from(sorted(THRESHOLDS)),
+        "clamp": st.booleans(),
+        "keep_dc": st.booleans(),
+        "norm": st.sampled_from(sorted(NORMS)),
+    }
 )
 SEEDS = st.integers(0, 2**31)
 
 
 def options_of(layer):
-    return {"kind": layer.threshold_kind, "clamp": layer.clamp, "keep_dc": layer.keep_dc}
+    return {"kind": layer.threshold_kind, "clamp": layer.clamp, "keep_dc": layer.keep_dc, "norm": layer.norm}
 
 
 @QUICK

@@ -12,6 +12,7 @@ from torch import Tensor
 from whtnet import kernels
 from whtnet.kernels import reference
 from whtnet.kernels.reference import (
+    NORMS,
     apply_threshold,
     bwht1d_coefficients,
     fwht2d_coefficients,
@@ -20,6 +21,7 @@ from whtnet.kernels.reference import (
 )
 
 __all__ = [
+    "NORMS",
     "apply_threshold",
     "bwht1d",
     "bwht1d_coefficients",
@@ -39,6 +41,7 @@ def bwht1d(
     kind: str = "smooth",
     clamp: bool = False,
     keep_dc: bool = False,
+    norm: str = "ortho",
     stride: int = 1,
 ) -> Tensor:
     """Block Walsh-Hadamard layer over channels: pad → block WHT → threshold → inverse → crop.
@@ -53,13 +56,15 @@ def bwht1d(
         kind: ``"smooth"`` or ``"soft"``.
         clamp: use ``relu(threshold)``.
         keep_dc: pass coefficient 0 of each block through as it is.
+        norm: scale of the coefficients that meet the thresholds: ``"ortho"``, that of the input; ``"backward"``, as
+            HT-2023's code has it: the matrix of ±1 forwards, and divided by the number of points back.
         stride: subsample every spatial dimension first, as a strided 1×1 convolution does.
 
     Returns:
         ``(N, C_out, *ceil(spatial / stride))``, in the dtype and memory format of ``x``.
     """
     layer = reference.bwht1d if kernels.backend_for(x, threshold) == "reference" else kernels.bwht1d
-    return layer(x, threshold, out_channels, kind=kind, clamp=clamp, keep_dc=keep_dc, stride=stride)
+    return layer(x, threshold, out_channels, kind=kind, clamp=clamp, keep_dc=keep_dc, norm=norm, stride=stride)
 
 
 def fwht2d(
@@ -70,6 +75,7 @@ def fwht2d(
     kind: str = "smooth",
     clamp: bool = False,
     keep_dc: bool = False,
+    norm: str = "ortho",
 ) -> Tensor:
     """Two-dimensional Walsh-Hadamard layer: pad → 2-D WHT of every map → weights → threshold → inverse → crop.
 
@@ -80,12 +86,13 @@ def fwht2d(
         kind: ``"smooth"`` or ``"soft"``.
         clamp: use ``relu(threshold)``.
         keep_dc: pass the weighted coefficient (0, 0) through unthresholded.
+        norm: as for :func:`bwht1d`; a map has h·w points.
 
     Returns:
         Tensor of the shape, dtype and memory format of ``x``.
     """
     layer = reference.fwht2d if kernels.backend_for(x, threshold, weight) == "reference" else kernels.fwht2d
-    return layer(x, threshold, weight, kind=kind, clamp=clamp, keep_dc=keep_dc)
+    return layer(x, threshold, weight, kind=kind, clamp=clamp, keep_dc=keep_dc, norm=norm)
 
 
 def channel_interleave(x: Tensor, block: int) -> Tensor:

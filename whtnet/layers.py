@@ -25,15 +25,18 @@ class SpectralLayer(nn.Module):
 
     spectral_parameters: ClassVar[tuple[str, ...]] = ("threshold", "weight")
 
-    def __init__(self, threshold: str, clamp: bool, keep_dc: bool, initial_threshold: float) -> None:
+    def __init__(self, threshold: str, clamp: bool, keep_dc: bool, norm: str, initial_threshold: float) -> None:
         super().__init__()
         if not 0 <= initial_threshold < math.inf:
             raise ValueError(f"initial_threshold must be a number from 0, got {initial_threshold}")
         if threshold not in THRESHOLDS:
             raise ValueError(f"unknown threshold {threshold!r}; choose one of {', '.join(THRESHOLDS)}")
+        if norm not in functional.NORMS:
+            raise ValueError(f"unknown norm {norm!r}; choose one of {', '.join(functional.NORMS)}")
         self.threshold_kind = threshold
         self.clamp = clamp
         self.keep_dc = keep_dc
+        self.norm = norm
         self.initial_threshold = initial_threshold
 
     def coefficients(self, x: Tensor) -> Tensor:
@@ -48,10 +51,16 @@ class SpectralLayer(nn.Module):
     def _thresholding(self) -> dict[str, Any]:
         return {"kind": self.threshold_kind, "clamp": self.clamp, "keep_dc": self.keep_dc}
 
+    @property
+    def _options(self) -> dict[str, Any]:
+        return self._thresholding | {"norm": self.norm}
+
     def extra_repr(self) -> str:
         """Settings that differ from the defaults, after those of the subclass."""
         flags = [name for name in ("clamp", "keep_dc") if getattr(self, name)]
         parts = [f"threshold={self.threshold_kind}", *(f"{name}=True" for name in flags)]
+        if self.norm != "ortho":
+            parts.append(f"norm={self.norm}")
         if self.initial_threshold != INITIAL_THRESHOLD:
             parts.append(f"initial_threshold={self.initial_threshold:g}")
         return ", ".join(parts)
@@ -78,6 +87,9 @@ class BWHT1d(SpectralLayer):
             may turn negative.
         keep_dc: pass coefficient 0 of each block through unthresholded, as FWHT-2021's code does (its threshold then
             exists, and is counted, but is unused). Default False: all coefficients are thresholded, as in the formula.
+        norm: scale of the coefficients that meet the thresholds. ``"ortho"`` (default): the input's own, by H/√n both
+            ways, as in the code of FWHT-2021 and BWHT. ``"backward"``: by H forwards and H/n back, as in HT-2023's
+            code; coefficients are √n times as large, and tanh in the smooth threshold is close to their sign.
         initial_threshold: upper end of the uniform distribution of the thresholds at first. Default 0.1, the authors'.
         channel_dim: 1, or −1 for an input ``(N, *spatial, C_in)``, as ConvNeXt's pointwise linear layers take it; the
             result then has its channels last as well.
@@ -87,8 +99,8 @@ class BWHT1d(SpectralLayer):
         dtype: dtype of the parameters.
 
     Raises:
-        ValueError: for sizes below 1, a block size that is no power of two, an unknown threshold, another dimension;
-            in ``forward``, for an input with another number of channels.
+        ValueError: for sizes below 1, a block size that is no power of two, an unknown threshold or norm, another
+            dimension; in ``forward``, for an input with another number of channels.
 
     Source: BWHT (ACM TECS 2022); one block: FWHT-2021 (arXiv 2104.07085).
     """
@@ -103,13 +115,14 @@ class BWHT1d(SpectralLayer):
         threshold: str = "smooth",
         clamp: bool = False,
         keep_dc: bool = False,
+        norm: str = "ortho",
         initial_threshold: float = INITIAL_THRESHOLD,
         interleave: bool = False,
         channel_dim: int = 1,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(threshold, clamp, keep_dc, initial_threshold)
+        super().__init__(threshold, clamp, keep_dc, norm, initial_threshold)
         for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("stride", stride)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -133,7 +146,7 @@ class BWHT1d(SpectralLayer):
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C_in, *spatial)`` → ``(N, C_out, *ceil(spatial / stride))``."""
         x = self._channels_first(x)
-        y = functional.bwht1d(x, self.threshold, self.out_channels, stride=self.stride, **self._thresholding)
+        y = functional.bwht1d(x, self.threshold, self.out_channels, stride=self.stride, **self._options)
         if self.interleave:
             y = functional.channel_interleave(y, self.block_size)
         return y.movedim(1, -1) if self.channel_dim == -1 else y
@@ -141,7 +154,7 @@ class BWHT1d(SpectralLayer):
     def coefficients(self, x: Tensor) -> Tensor:
         """See :func:`whtnet.kernels.reference.bwht1d_coefficients` for the shape."""
         return functional.bwht1d_coefficients(
-            self._channels_first(x), self.threshold, self.out_channels, stride=self.stride, **self._thresholding
+            self._channels_first(x), self.threshold, self.out_channels, stride=self.stride, **self._options
         )
 
     def _channels_first(self, x: Tensor) -> Tensor:
@@ -190,12 +203,13 @@ class FWHT2d(SpectralLayer):
         threshold: ``"smooth"`` (the paper's) or ``"soft"``.
         clamp: use relu(T) for T. Default False: the paper's formula as written.
         keep_dc: pass the weighted coefficient (0, 0) through unthresholded. Default False: it is thresholded too.
+        norm: as for :class:`BWHT1d`; n = h·w.
         initial_threshold: upper end of the uniform distribution of the thresholds at first. Default 0.1, the authors'.
         device: device of the parameters.
         dtype: dtype of the parameters.
 
     Raises:
-        ValueError: for a size below 1 or an unknown threshold; in ``forward``, for a map of another size.
+        ValueError: for a size below 1, an unknown threshold or norm; in ``forward``, for a map of another size.
 
     Source: BWHT (ACM TECS 2022).
     """
@@ -209,11 +223,12 @@ class FWHT2d(SpectralLayer):
         threshold: str = "smooth",
         clamp: bool = False,
         keep_dc: bool = False,
+        norm: str = "ortho",
         initial_threshold: float = INITIAL_THRESHOLD,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(threshold, clamp, keep_dc, initial_threshold)
+        super().__init__(threshold, clamp, keep_dc, norm, initial_threshold)
         self.size, self.residual = _pair(size), residual
         padded = tuple(next_power_of_two(s) for s in self.size)
         self.threshold = nn.Parameter(torch.empty(padded, device=device, dtype=dtype))
@@ -229,13 +244,13 @@ class FWHT2d(SpectralLayer):
     def forward(self, x: Tensor) -> Tensor:
         """``(..., C, H, W)`` → the same shape."""
         _check_map(self, x)
-        y = functional.fwht2d(x, self.threshold, self.weight, **self._thresholding)
+        y = functional.fwht2d(x, self.threshold, self.weight, **self._options)
         return x + y if self.residual else y
 
     def coefficients(self, x: Tensor) -> Tensor:
         """``(..., C, H, W)`` → ``(..., C, h, w)``, H and W rounded up to powers of two."""
         _check_map(self, x)
-        return functional.fwht2d_coefficients(x, self.threshold, self.weight, **self._thresholding)
+        return functional.fwht2d_coefficients(x, self.threshold, self.weight, **self._options)
 
     def wht_additions(self, input_shape: tuple[int, ...]) -> int:
         """Additions of the transforms of all maps, forward and inverse."""
@@ -264,9 +279,9 @@ class HTPerceptron2d(SpectralLayer):
         threshold: ``"soft"`` (HT-2023's, the default) or ``"smooth"``.
         clamp: use relu(T) for T (HT-2023's, the default).
         keep_dc: pass the coefficients (0, 0) of the convolution's result through unthresholded.
+        norm: as for :class:`BWHT1d`. HT-2023's code has ``"backward"``; ``"ortho"`` is the default because it is in the
+            other layers.
         initial_threshold: upper end of the uniform distribution of the thresholds at first. Default 0.1, the authors'.
-        norm: ``"ortho"`` (default, our reading) puts thresholds on the input's own scale, as in the other layers here;
-            ``"backward"`` is the scale of HT-2023's code: H forwards, H/n back.
         device: device of the parameters.
         dtype: dtype of the parameters.
 
@@ -288,18 +303,16 @@ class HTPerceptron2d(SpectralLayer):
         threshold: str = "soft",
         clamp: bool = True,
         keep_dc: bool = False,
-        initial_threshold: float = INITIAL_THRESHOLD,
         norm: str = "ortho",
+        initial_threshold: float = INITIAL_THRESHOLD,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(threshold, clamp, keep_dc, initial_threshold)
+        super().__init__(threshold, clamp, keep_dc, norm, initial_threshold)
         for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("paths", paths)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        if norm not in ("ortho", "backward"):
-            raise ValueError(f"unknown norm {norm!r}; choose one of ortho, backward")
-        self.in_channels, self.out_channels, self.paths, self.norm = in_channels, out_channels, paths, norm
+        self.in_channels, self.out_channels, self.paths = in_channels, out_channels, paths
         self.residual = paths == 1 and in_channels == out_channels if residual is None else residual
         if self.residual and in_channels != out_channels:
             raise ValueError(f"a residual needs in_channels == out_channels, got {in_channels} and {out_channels}")
@@ -321,7 +334,7 @@ class HTPerceptron2d(SpectralLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C_in, H, W)`` → ``(N, C_out, H, W)``."""
-        y = functional.inverse_fwht_maps(sum(self._paths(x)) / self._scale, x)
+        y = functional.inverse_fwht_maps(sum(self._paths(x)), x, self.norm)
         return x + y if self.residual else y
 
     def coefficients(self, x: Tensor) -> Tensor:
@@ -332,14 +345,9 @@ class HTPerceptron2d(SpectralLayer):
         _check_map(self, x)
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"HTPerceptron2d takes (N, {self.in_channels}, H, W), got shape {tuple(x.shape)}")
-        spectrum = functional.fwht_maps(x, self.threshold.shape[1:]) * self._scale
+        spectrum = functional.fwht_maps(x, self.threshold.shape[1:], self.norm)
         for conv, v, t in zip(self.convs, self.weight, self.threshold, strict=True):
             yield functional.apply_threshold(_conv1x1(conv, spectrum * v), t, **self._thresholding)
-
-    @property
-    def _scale(self) -> float:
-        # HT-2023 transforms with H, which is sqrt(h·w) times the orthonormal one, and undoes it on the way back.
-        return math.sqrt(math.prod(self.threshold.shape[1:])) if self.norm == "backward" else 1.0
 
     def wht_additions(self, input_shape: tuple[int, ...]) -> int:
         """Additions of the transforms of all maps in and out, and of the sums over paths."""
@@ -351,7 +359,7 @@ class HTPerceptron2d(SpectralLayer):
         """Channels, size and settings, as torch.nn layers show theirs."""
         return (
             f"{self.in_channels}, {self.out_channels}, {self.size}, paths={self.paths}, residual={self.residual}, "
-            f"norm={self.norm}, {super().extra_repr()}"
+            f"{super().extra_repr()}"
         )
 
 

@@ -62,11 +62,13 @@ def _openmp() -> tuple[int | None, int | None]:
 # -- operators --------------------------------------------------------------------------------------------------------
 
 
-def fwht2d(x: Tensor, threshold: Tensor, weight: Tensor | None, kind: str, clamp: bool, keep_dc: bool) -> Tensor:
+def fwht2d(
+    x: Tensor, threshold: Tensor, weight: Tensor | None, kind: str, clamp: bool, keep_dc: bool, norm: str
+) -> Tensor:
     """``whtnet::fwht2d``; see :func:`whtnet.functional.fwht2d`."""
     x, layout = as_stored(x)
     y = empty_like_input(x, recycled)
-    job = _job_2d(x.dtype, x.shape, layout, tuple(threshold.shape), kind, clamp, keep_dc)
+    job = _job_2d(x.dtype, x.shape, layout, tuple(threshold.shape), kind, clamp, keep_dc, norm)
     _run(job, x, None, threshold, weight, y, None, None)
     return y
 
@@ -79,6 +81,7 @@ def fwht2d_backward(
     kind: str,
     clamp: bool,
     keep_dc: bool,
+    norm: str,
     input_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``whtnet::fwht2d_backward``: gradients of the input (empty unless asked for), thresholds and weights."""
@@ -86,18 +89,18 @@ def fwht2d_backward(
     gx = empty_gradient(x, input_gradient, recycled)
     gt = torch.zeros_like(threshold, memory_format=torch.contiguous_format)
     gv = gt.new_zeros(gt.shape if weight is not None else 0)
-    job = _job_2d(x.dtype, x.shape, layout, tuple(threshold.shape), kind, clamp, keep_dc)
+    job = _job_2d(x.dtype, x.shape, layout, tuple(threshold.shape), kind, clamp, keep_dc, norm)
     _run(job, x, _like(grad, layout), threshold, weight, gx, gt, gv)
     return gx, gt, gv
 
 
 def bwht1d(
-    x: Tensor, threshold: Tensor, out_channels: int, kind: str, clamp: bool, keep_dc: bool, stride: int
+    x: Tensor, threshold: Tensor, out_channels: int, kind: str, clamp: bool, keep_dc: bool, norm: str, stride: int
 ) -> Tensor:
     """``whtnet::bwht1d``; see :func:`whtnet.functional.bwht1d`."""
     x, layout = as_stored(x)
     y = empty_pixels(x, out_channels, stride, recycled)
-    job = _job_1d(x.dtype, x.shape, layout, threshold.shape[1], out_channels, kind, clamp, keep_dc, stride)
+    job = _job_1d(x.dtype, x.shape, layout, threshold.shape[1], out_channels, kind, clamp, keep_dc, norm, stride)
     _run(job, x, None, threshold, None, y, None, None)
     return y
 
@@ -110,6 +113,7 @@ def bwht1d_backward(
     kind: str,
     clamp: bool,
     keep_dc: bool,
+    norm: str,
     stride: int,
     input_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -119,7 +123,7 @@ def bwht1d_backward(
     if stride != 1:
         gx.zero_()
     gt = torch.zeros_like(threshold, memory_format=torch.contiguous_format)
-    job = _job_1d(x.dtype, x.shape, layout, threshold.shape[1], out_channels, kind, clamp, keep_dc, stride)
+    job = _job_1d(x.dtype, x.shape, layout, threshold.shape[1], out_channels, kind, clamp, keep_dc, norm, stride)
     _run(job, x, _like(grad, layout), threshold, None, gx, gt, None)
     return gx, gt
 
@@ -170,6 +174,7 @@ def _job_2d(
     kind: str,
     clamp: bool,
     keep_dc: bool,
+    norm: str,
 ) -> ctypes.Array:
     *leading, height, width = shape
     maps = math.prod(leading)
@@ -180,7 +185,7 @@ def _job_2d(
     else:
         side = (0, height * width, 0, 0, 1, width, height, width)
         grid = (_POINTS, 1, maps, 1, 1)
-    return _pack(dtype, grid, kind, clamp, keep_dc, math.prod(padded), (1, 1), padded[1], side, side)
+    return _pack(dtype, grid, kind, clamp, keep_dc, norm, math.prod(padded), (1, 1), padded[1], side, side)
 
 
 @functools.lru_cache(maxsize=512)
@@ -193,6 +198,7 @@ def _job_1d(
     kind: str,
     clamp: bool,
     keep_dc: bool,
+    norm: str,
     stride: int,
 ) -> ctypes.Array:
     n, channels, *spatial = shape
@@ -211,7 +217,7 @@ def _job_1d(
     by_points = layout == torch.channels_last or height * width == 1
     grid = (_POINTS, 1, n * h * w, h, w) if by_points else (_LANES, n, h * w, h, w)
     sides = side(channels, height, width, stride), side(out_channels, h, w, 1)
-    return _pack(dtype, grid, kind, clamp, keep_dc, block, counts, max(counts) * block, *sides)
+    return _pack(dtype, grid, kind, clamp, keep_dc, norm, block, counts, max(counts) * block, *sides)
 
 
 def _pack(
@@ -220,6 +226,7 @@ def _pack(
     kind: str,
     clamp: bool,
     keep_dc: bool,
+    norm: str,
     block: int,
     blocks: tuple[int, int],
     width: int,
@@ -228,6 +235,6 @@ def _pack(
 ) -> ctypes.Array:
     layout, *lanes = grid
     smooth = {"smooth": 1, "soft": 0}[kind]
-    options = (_DTYPES[dtype], layout, smooth, int(keep_dc), int(clamp))
+    options = (_DTYPES[dtype], layout, smooth, int(keep_dc), int(clamp), int(norm == "ortho"))
     fields = (*options, block.bit_length() - 1, *blocks, width, *lanes, *side_in, *side_out)
     return (ctypes.c_int64 * len(fields))(*fields)

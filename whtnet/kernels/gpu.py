@@ -55,11 +55,13 @@ _kernels = LazyKernel("gpu", _load)
 # -- operators --------------------------------------------------------------------------------------------------------
 
 
-def fwht2d(x: Tensor, threshold: Tensor, weight: Tensor | None, kind: str, clamp: bool, keep_dc: bool) -> Tensor:
+def fwht2d(
+    x: Tensor, threshold: Tensor, weight: Tensor | None, kind: str, clamp: bool, keep_dc: bool, norm: str
+) -> Tensor:
     """``whtnet::fwht2d``; see :func:`whtnet.functional.fwht2d`."""
     x, layout = as_stored(x)
     y = empty_like_input(x)
-    _forward(_job_2d(x.shape, layout, tuple(threshold.shape)), x, threshold, weight, y, (kind, clamp, keep_dc))
+    _forward(_job_2d(x.shape, layout, tuple(threshold.shape)), x, threshold, weight, y, (kind, clamp, keep_dc, norm))
     return y
 
 
@@ -71,6 +73,7 @@ def fwht2d_backward(
     kind: str,
     clamp: bool,
     keep_dc: bool,
+    norm: str,
     input_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``whtnet::fwht2d_backward``: gradients of the input (empty unless asked for), thresholds and weights."""
@@ -78,17 +81,17 @@ def fwht2d_backward(
     gx = empty_gradient(x, input_gradient)
     grad = grad.contiguous(memory_format=layout)
     job = _job_2d(x.shape, layout, tuple(threshold.shape))
-    return gx, *_backward(job, grad, x, threshold, weight, gx, (kind, clamp, keep_dc))
+    return gx, *_backward(job, grad, x, threshold, weight, gx, (kind, clamp, keep_dc, norm))
 
 
 def bwht1d(
-    x: Tensor, threshold: Tensor, out_channels: int, kind: str, clamp: bool, keep_dc: bool, stride: int
+    x: Tensor, threshold: Tensor, out_channels: int, kind: str, clamp: bool, keep_dc: bool, norm: str, stride: int
 ) -> Tensor:
     """``whtnet::bwht1d``; see :func:`whtnet.functional.bwht1d`."""
     x, layout = as_stored(x)
     y = empty_pixels(x, out_channels, stride)
     job = _job_1d(x.shape, layout, threshold.shape[1], out_channels, stride)
-    _forward(job, x, threshold, None, y, (kind, clamp, keep_dc))
+    _forward(job, x, threshold, None, y, (kind, clamp, keep_dc, norm))
     return y
 
 
@@ -100,6 +103,7 @@ def bwht1d_backward(
     kind: str,
     clamp: bool,
     keep_dc: bool,
+    norm: str,
     stride: int,
     input_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -110,7 +114,7 @@ def bwht1d_backward(
         gx.zero_()
     grad = grad.contiguous(memory_format=layout)
     job = _job_1d(x.shape, layout, threshold.shape[1], out_channels, stride)
-    return gx, _backward(job, grad, x, threshold, None, gx, (kind, clamp, keep_dc))[0]
+    return gx, _backward(job, grad, x, threshold, None, gx, (kind, clamp, keep_dc, norm))[0]
 
 
 # -- the job: where everything lies (see `_locate` and `_points` in gpu_kernel.py) ------------------------------------
@@ -166,7 +170,7 @@ class _Job:
     def tiles(self) -> int:
         return self.groups * self.tiles_per_group
 
-    def arguments(self, kind: str, clamp: bool, keep_dc: bool) -> dict:
+    def arguments(self, kind: str, clamp: bool, keep_dc: bool, norm: str) -> dict:
         return {
             "tiles": self.tiles,
             "tiles_per_group": self.tiles_per_group,
@@ -175,7 +179,8 @@ class _Job:
             "side_out": self.side_out.arguments(),
             "blocks": self.blocks,
             "narrow": self.narrow,
-            "scale": self.points**-0.5,
+            "forth": self.points**-0.5 if norm == "ortho" else 1.0,
+            "back": self.points**-0.5 if norm == "ortho" else 1 / self.points,
             "P": self.points,
             "LOG2_P": self.points.bit_length() - 1,
             "WIDTH": self.width,

@@ -128,7 +128,8 @@ def forward(
     side_out,
     blocks,
     narrow,
-    scale,
+    forth,
+    back,
     P: tl.constexpr,
     LOG2_P: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -144,17 +145,17 @@ def forward(
     base_in, here = _locate(tile, tiles, tiles_per_group, items, side_in, P, ITEMS)
     base_out, _ = _locate(tile, tiles, tiles_per_group, items, side_out, P, ITEMS)
     first = (tl.arange(0, P) == 0)[None, :]
-    w = _weights(v, P, HAS_V) * scale
+    w = _weights(v, P, HAS_V) * forth
     if EXPAND:
         z = _hadamard(_load(x, base_in, j, side_in, here, P, WIDTH, ITEMS), ITEMS, P, LOG2_P) * w
         for b in range(j, blocks, narrow):
-            values = _threshold(z, _thresholds(t, b, P, CLAMP), first, SMOOTH, KEEP_DC) * scale
+            values = _threshold(z, _thresholds(t, b, P, CLAMP), first, SMOOTH, KEEP_DC) * back
             _store(y, _hadamard(values, ITEMS, P, LOG2_P), base_out, b, side_out, here, P, WIDTH, ITEMS)
     else:
         total = tl.zeros([ITEMS, P], tl.float32)
         for b in range(j, blocks, narrow):
             z = _hadamard(_load(x, base_in, b, side_in, here, P, WIDTH, ITEMS), ITEMS, P, LOG2_P) * w
-            total += _threshold(z, _thresholds(t, b, P, CLAMP), first, SMOOTH, KEEP_DC) * scale
+            total += _threshold(z, _thresholds(t, b, P, CLAMP), first, SMOOTH, KEEP_DC) * back
         _store(y, _hadamard(total, ITEMS, P, LOG2_P), base_out, j, side_out, here, P, WIDTH, ITEMS)
 
 
@@ -174,7 +175,8 @@ def backward(
     side_out,
     blocks,
     narrow,
-    scale,
+    forth,
+    back,
     steps,
     P: tl.constexpr,
     LOG2_P: tl.constexpr,
@@ -204,15 +206,15 @@ def backward(
         base_in, here = _locate(tile, tiles, tiles_per_group, items, side_in, P, ITEMS)
         base_out, _ = _locate(tile, tiles, tiles_per_group, items, side_out, P, ITEMS)
         if EXPAND:
-            z = _hadamard(_load(x, base_in, j, side_in, here, P, WIDTH, ITEMS), ITEMS, P, LOG2_P) * scale
+            z = _hadamard(_load(x, base_in, j, side_in, here, P, WIDTH, ITEMS), ITEMS, P, LOG2_P) * forth
             dz_total = tl.zeros([ITEMS, P], tl.float32)
         else:
-            g = _hadamard(_load(gy, base_out, j, side_out, here, P, WIDTH, ITEMS), ITEMS, P, LOG2_P) * scale
+            g = _hadamard(_load(gy, base_out, j, side_out, here, P, WIDTH, ITEMS), ITEMS, P, LOG2_P) * back
         for b in range(j, blocks, narrow):
             if EXPAND:
-                g = _hadamard(_load(gy, base_out, b, side_out, here, P, WIDTH, ITEMS), ITEMS, P, LOG2_P) * scale
+                g = _hadamard(_load(gy, base_out, b, side_out, here, P, WIDTH, ITEMS), ITEMS, P, LOG2_P) * back
             else:
-                z = _hadamard(_load(x, base_in, b, side_in, here, P, WIDTH, ITEMS), ITEMS, P, LOG2_P) * scale
+                z = _hadamard(_load(x, base_in, b, side_in, here, P, WIDTH, ITEMS), ITEMS, P, LOG2_P) * forth
             threshold = _thresholds(t, b, P, CLAMP)
             dz, dt = _threshold_gradient(z * w, threshold, g, first, SMOOTH, KEEP_DC)
             if PAIRED:
@@ -224,10 +226,10 @@ def backward(
             if EXPAND:
                 dz_total += dz
             elif HAS_GX:
-                values = _hadamard(dz * (w * scale), ITEMS, P, LOG2_P)
+                values = _hadamard(dz * (w * forth), ITEMS, P, LOG2_P)
                 _store(gx, values, base_in, b, side_in, here, P, WIDTH, ITEMS)
         if EXPAND and HAS_GX:
-            values = _hadamard(dz_total * (w * scale), ITEMS, P, LOG2_P)
+            values = _hadamard(dz_total * (w * forth), ITEMS, P, LOG2_P)
             _store(gx, values, base_in, j, side_in, here, P, WIDTH, ITEMS)
     if PAIRED:
         tl.store(sums_t + (part * blocks + j).to(tl.int64) * P + p, tl.sum(dt_total, axis=0))

@@ -13,7 +13,7 @@ from torch import Tensor
 from whtnet.kernels import cpu, gpu, reference
 from whtnet.kernels.shapes import empty_gradient, empty_like_input, empty_pixels
 
-_OPTIONS = "str kind, bool clamp, bool keep_dc"
+_OPTIONS = "str kind, bool clamp, bool keep_dc, str norm"
 torch.library.define("whtnet::fwht2d", f"(Tensor x, Tensor threshold, Tensor? weight, {_OPTIONS}) -> Tensor")
 torch.library.define(
     "whtnet::fwht2d_backward",
@@ -30,21 +30,23 @@ torch.library.define(
 )
 
 
-def fwht2d(x: Tensor, threshold: Tensor, weight: Tensor | None, *, kind: str, clamp: bool, keep_dc: bool) -> Tensor:
+def fwht2d(
+    x: Tensor, threshold: Tensor, weight: Tensor | None, *, kind: str, clamp: bool, keep_dc: bool, norm: str
+) -> Tensor:
     """:func:`whtnet.functional.fwht2d` by the fast backend of the input's device."""
     dtype = _parameter_dtype(x)
     weight = None if weight is None else weight.to(dtype)
-    return torch.ops.whtnet.fwht2d(x, threshold.to(dtype), weight, kind, clamp, keep_dc)
+    return torch.ops.whtnet.fwht2d(x, threshold.to(dtype), weight, kind, clamp, keep_dc, norm)
 
 
 def bwht1d(
-    x: Tensor, threshold: Tensor, out_channels: int, *, kind: str, clamp: bool, keep_dc: bool, stride: int
+    x: Tensor, threshold: Tensor, out_channels: int, *, kind: str, clamp: bool, keep_dc: bool, norm: str, stride: int
 ) -> Tensor:
     """:func:`whtnet.functional.bwht1d` by the fast backend of the input's device."""
     if stride != 1 and x.dim() > 4:  # the kernels subsample maps; other grids of pixels are subsampled here
         x, stride = x[(..., *(slice(None, None, stride),) * (x.dim() - 2))], 1
     threshold = threshold.to(_parameter_dtype(x))
-    return torch.ops.whtnet.bwht1d(x, threshold, out_channels, kind, clamp, keep_dc, stride)
+    return torch.ops.whtnet.bwht1d(x, threshold, out_channels, kind, clamp, keep_dc, norm, stride)
 
 
 def _parameter_dtype(x: Tensor) -> torch.dtype:
@@ -67,7 +69,7 @@ for _device, (_, _module) in DEVICE_BACKENDS.items():
 
 
 @torch.library.register_fake("whtnet::fwht2d")
-def _(x: Tensor, threshold: Tensor, weight: Tensor | None, kind: str, clamp: bool, keep_dc: bool) -> Tensor:
+def _(x: Tensor, threshold: Tensor, weight: Tensor | None, kind: str, clamp: bool, keep_dc: bool, norm: str) -> Tensor:
     return empty_like_input(x)
 
 
@@ -80,6 +82,7 @@ def _(
     kind: str,
     clamp: bool,
     keep_dc: bool,
+    norm: str,
     input_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     gx = empty_gradient(x, input_gradient)
@@ -87,7 +90,9 @@ def _(
 
 
 @torch.library.register_fake("whtnet::bwht1d")
-def _(x: Tensor, threshold: Tensor, out_channels: int, kind: str, clamp: bool, keep_dc: bool, stride: int) -> Tensor:
+def _(
+    x: Tensor, threshold: Tensor, out_channels: int, kind: str, clamp: bool, keep_dc: bool, norm: str, stride: int
+) -> Tensor:
     return empty_pixels(x, out_channels, stride)
 
 
@@ -100,6 +105,7 @@ def _(
     kind: str,
     clamp: bool,
     keep_dc: bool,
+    norm: str,
     stride: int,
     input_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -137,17 +143,17 @@ class _FWHT2d(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
         x, threshold, weight = ctx.saved_tensors
-        kind, clamp, keep_dc = ctx.options
+        kind, clamp, keep_dc, norm = ctx.options
         wanted = ctx.needs_input_grad[1]
         if torch.is_grad_enabled():  # create_graph=True: the reference is differentiable any number of times
             gx, gt, gv = _reference_gradient(
-                lambda x, t, v: reference.fwht2d(x, t, v, kind=kind, clamp=clamp, keep_dc=keep_dc),
+                lambda x, t, v: reference.fwht2d(x, t, v, kind=kind, clamp=clamp, keep_dc=keep_dc, norm=norm),
                 (x, threshold, weight),
                 grad,
             )
         else:
-            gx, gt, gv = torch.ops.whtnet.fwht2d_backward(grad, x, threshold, weight, kind, clamp, keep_dc, wanted)
-        return None, gx if wanted else None, gt, None if weight is None else gv, None, None, None
+            gx, gt, gv = torch.ops.whtnet.fwht2d_backward(grad, x, threshold, weight, *ctx.options, wanted)
+        return None, gx if wanted else None, gt, None if weight is None else gv, None, None, None, None
 
 
 class _BWHT1d(torch.autograd.Function):
@@ -160,18 +166,16 @@ class _BWHT1d(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
         x, threshold = ctx.saved_tensors
-        out_channels, kind, clamp, keep_dc, stride = ctx.options
+        out_channels, kind, clamp, keep_dc, norm, stride = ctx.options
         wanted = ctx.needs_input_grad[1]
         if torch.is_grad_enabled():
-            options = {"kind": kind, "clamp": clamp, "keep_dc": keep_dc, "stride": stride}
+            options = {"kind": kind, "clamp": clamp, "keep_dc": keep_dc, "norm": norm, "stride": stride}
             gx, gt = _reference_gradient(
                 lambda x, t: reference.bwht1d(x, t, out_channels, **options), (x, threshold), grad
             )
         else:
-            gx, gt = torch.ops.whtnet.bwht1d_backward(
-                grad, x, threshold, out_channels, kind, clamp, keep_dc, stride, wanted
-            )
-        return None, gx if wanted else None, gt, None, None, None, None, None
+            gx, gt = torch.ops.whtnet.bwht1d_backward(grad, x, threshold, *ctx.options, wanted)
+        return None, gx if wanted else None, gt, None, None, None, None, None, None
 
 
 def _reference_gradient(function: Any, inputs: tuple, grad: Tensor) -> list[Tensor | None]:

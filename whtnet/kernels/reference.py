@@ -5,12 +5,18 @@ Inputs in channels_last come back in channels_last, without a copy on the way. :
 arguments.
 """
 
+import math
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from whtnet.thresholds import THRESHOLDS
 from whtnet.transforms import fwht, fwht2
+
+# How many times the orthonormal transform of n points a forward transform is; the one back is as many times less.
+NORMS: dict[str, Callable[[int], float]] = {"ortho": lambda n: 1.0, "backward": math.sqrt}
 
 
 def bwht1d(
@@ -21,19 +27,27 @@ def bwht1d(
     kind: str = "smooth",
     clamp: bool = False,
     keep_dc: bool = False,
+    norm: str = "ortho",
     stride: int = 1,
 ) -> Tensor:
     """:func:`whtnet.functional.bwht1d` in plain PyTorch."""
     channels_last = is_channels_last(x)
     c = x.dim() - 1 if channels_last else 1
-    y = bwht1d_coefficients(x, threshold, out_channels, kind=kind, clamp=clamp, keep_dc=keep_dc, stride=stride)
+    options = {"kind": kind, "clamp": clamp, "keep_dc": keep_dc, "norm": norm, "stride": stride}
+    y = bwht1d_coefficients(x, threshold, out_channels, **options)
     z = _fold(y, c, -(-out_channels // threshold.shape[1]))
-    y = fwht(z, c + 1).flatten(c, c + 1).narrow(c, 0, out_channels).to(x.dtype).contiguous()
+    y = (
+        _scaled(fwht(z, c + 1), 1 / NORMS[norm](threshold.shape[1]))
+        .flatten(c, c + 1)
+        .narrow(c, 0, out_channels)
+        .to(x.dtype)
+        .contiguous()
+    )
     return y.permute(0, 3, 1, 2) if channels_last else y
 
 
 def bwht1d_coefficients(
-    x: Tensor, threshold: Tensor, out_channels: int, *, kind: str, clamp: bool, keep_dc: bool, stride: int
+    x: Tensor, threshold: Tensor, out_channels: int, *, kind: str, clamp: bool, keep_dc: bool, norm: str, stride: int
 ) -> Tensor:
     """The thresholded coefficients of :func:`bwht1d`, in float32 or more.
 
@@ -51,7 +65,7 @@ def bwht1d_coefficients(
 
     # Blocks live on dimension c, the coefficients of a block on dimension c + 1.
     z = _pad(_widen(x), c, blocks_in * block).unflatten(c, (blocks_in, block))
-    z = _tile(fwht(z, c + 1), c, blocks_out)
+    z = _tile(_scaled(fwht(z, c + 1), NORMS[norm](block)), c, blocks_out)
     t = threshold.reshape(*threshold.shape, *(1,) * (z.dim() - c - 2))
     y = THRESHOLDS[kind](z, torch.relu(t) if clamp else t)
     return torch.where(_is_first(block, x.device).view(t.shape[1:]), z, y) if keep_dc else y
@@ -65,30 +79,30 @@ def fwht2d(
     kind: str = "smooth",
     clamp: bool = False,
     keep_dc: bool = False,
+    norm: str = "ortho",
 ) -> Tensor:
     """:func:`whtnet.functional.fwht2d` in plain PyTorch."""
-    return inverse_fwht_maps(fwht2d_coefficients(x, threshold, weight, kind=kind, clamp=clamp, keep_dc=keep_dc), x)
+    z = fwht2d_coefficients(x, threshold, weight, kind=kind, clamp=clamp, keep_dc=keep_dc, norm=norm)
+    return inverse_fwht_maps(z, x, norm)
 
 
 def fwht2d_coefficients(
-    x: Tensor, threshold: Tensor, weight: Tensor | None, *, kind: str, clamp: bool, keep_dc: bool
+    x: Tensor, threshold: Tensor, weight: Tensor | None, *, kind: str, clamp: bool, keep_dc: bool, norm: str
 ) -> Tensor:
     """The weighted and thresholded coefficients of :func:`fwht2d`, ``(..., C, h, w)`` in float32 or more."""
-    z = fwht_maps(x, threshold.shape)
+    z = fwht_maps(x, threshold.shape, norm)
     return apply_threshold(z if weight is None else z * weight, threshold, kind, clamp, keep_dc)
 
 
-def fwht_maps(x: Tensor, size: tuple[int, int]) -> Tensor:
+def fwht_maps(x: Tensor, size: tuple[int, int], norm: str) -> Tensor:
     """2-D WHT of the maps of ``x`` ``(..., H, W)``, zero-padded to ``size``, in float32 or more."""
     x = _pad(_pad(_widen(x), x.dim() - 2, size[0]), x.dim() - 1, size[1])
-    if is_channels_last(x):  # transform (N, H, W, C) in place of (N, C, H, W): the same memory, no copy
-        return fwht2(x.permute(0, 2, 3, 1), (1, 2)).permute(0, 3, 1, 2)
-    return fwht2(x)
+    return _scaled(_fwht_maps(x), NORMS[norm](math.prod(size)))
 
 
-def inverse_fwht_maps(z: Tensor, like: Tensor) -> Tensor:
+def inverse_fwht_maps(z: Tensor, like: Tensor, norm: str) -> Tensor:
     """Inverse of :func:`fwht_maps`: cropped to the maps of ``like``, in its dtype."""
-    y = fwht_maps(z, z.shape[-2:])
+    y = _scaled(_fwht_maps(z), 1 / NORMS[norm](math.prod(z.shape[-2:])))
     if y.shape != like.shape:
         channels_last = is_channels_last(y)
         y = y[..., : like.shape[-2], : like.shape[-1]]
@@ -110,6 +124,16 @@ def is_channels_last(x: Tensor) -> bool:
         return x.is_contiguous(memory_format=torch.channels_last)
     except RuntimeError:  # vmap can't tell
         return x.permute(0, 2, 3, 1).is_contiguous()
+
+
+def _fwht_maps(x: Tensor) -> Tensor:
+    if is_channels_last(x):  # transform (N, H, W, C) in place of (N, C, H, W): the same memory, no copy
+        return fwht2(x.permute(0, 2, 3, 1), (1, 2)).permute(0, 3, 1, 2)
+    return fwht2(x)
+
+
+def _scaled(x: Tensor, factor: float) -> Tensor:
+    return x if factor == 1 else x * factor
 
 
 def _widen(x: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ struct Side {       // how one activation lies in memory, in elements
 };
 
 struct Job {
-  int64_t dtype, layout, smooth, keep_dc, clamp;
+  int64_t dtype, layout, smooth, keep_dc, clamp, ortho;
   int64_t log2_block, blocks_in, blocks_out, width;  // width: padded points per row
   int64_t images, lanes, lanes_i, lanes_j;           // items per image; sizes of the last two parts of an item's number
   Side in, out;
@@ -48,13 +48,13 @@ template <bool SMOOTH, class V, class P> INLINE V threshold_gradient(V z, P t, V
   const V f = SMOOTH ? tanh_times(z, one) : sign(z);
   const V fm = e <= V{} ? V{} : f;
   dt += g * fm;
-  return SMOOTH ? g * ((1 - f * f) * relu(e) + absolute(fm)) : g * (fm * f);
+  return SMOOTH ? g * (tanh_slope(z, f) * relu(e) + absolute(fm)) : g * (fm * f);
 }
 
 template <class R> struct Parameters {  // of one block, slot by slot
-  const R *T, *scaled;                  // thresholds; the same times the transform's scale
-  const R *W, *U;                       // weights times the scale; times its square
-  R scale;
+  const R *T, *scaled;                  // thresholds; the same times the scale of the way back
+  const R *W, *U;                       // weights times the scale of the way forth; times both
+  R scale;                              // of the way back
 };
 
 template <class T> class Buffer {  // starts at a cache line
@@ -79,7 +79,7 @@ template <class R, class S> struct Layer {
   S* const out;
   const bool has_weight;
   const int64_t block, blocks, slots;  // points of a block; blocks of the wide side; slots of a block
-  const R scale;
+  const R forth, back;                 // scales of the transforms before and after the thresholds
   const std::vector<int> coefficient;  // of each slot
   const int64_t items, chunk_items, chunks;
 
@@ -99,7 +99,8 @@ template <class R, class S> struct Layer {
         block(int64_t(1) << job.log2_block),
         blocks(job.blocks_in > job.blocks_out ? job.blocks_in : job.blocks_out),
         slots(order.size()),
-        scale(R(1 / std::sqrt(double(block)))),
+        forth(job.ortho ? R(1 / std::sqrt(double(block))) : R(1)),
+        back(job.ortho ? forth : R(1 / double(block))),
         coefficient(std::move(order)),
         items(items),
         chunk_items(chunk_size(items, gy)),
@@ -114,8 +115,8 @@ template <class R, class S> struct Layer {
       const R t = ((const R*)a.t)[b * block + p], v = has_weight ? ((const R*)a.v)[p] : R(1);
       active[at] = !(job.clamp && t <= 0);
       T[at] = active[at] ? t : R(0);
-      scaled[at] = T[at] * scale;
-      W[at] = v * scale, U[at] = v * scale * scale;
+      scaled[at] = T[at] * back;
+      W[at] = v * forth, U[at] = v * forth * back;
     }
     if (gy) sums.assign(chunks * 2 * blocks * slots, 0.0);
   }
@@ -129,7 +130,7 @@ template <class R, class S> struct Layer {
 
   Parameters<R> parameters(int64_t b) const {
     const int64_t at = b * slots;
-    return {T.at(at), scaled.at(at), W.at(at), U.at(at), scale};
+    return {T.at(at), scaled.at(at), W.at(at), U.at(at), back};
   }
 
   // Sums of a chunk for T and then for V, neither scaled yet, block by block and slot by slot.
@@ -143,9 +144,9 @@ template <class R, class S> struct Layer {
         if (active[at]) t[at / slots * block + p] -= sums[2 * c * blocks * slots + at];
         v[p] += sums[(2 * c + 1) * blocks * slots + at];
       }
-    for (int64_t i = 0; i < blocks * block; i++) gt[i] = R(t[i] * scale);
+    for (int64_t i = 0; i < blocks * block; i++) gt[i] = R(t[i] * back);
     if (gv)
-      for (int64_t p = 0; p < block; p++) gv[p] = R(v[p] * scale * scale);
+      for (int64_t p = 0; p < block; p++) gv[p] = R(v[p] * forth * back);
   }
 
  private:

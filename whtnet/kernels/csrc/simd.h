@@ -106,6 +106,11 @@ INLINE VecD tanh_times(VecD x, VecD y) {
   return x * y;
 }
 
+// 1 - tanh(x)^2 for tanh = tanh_times(x, 1). Where float32's is clamped, its last bit must not be taken for a slope: large
+// coefficients would multiply it.
+INLINE VecF tanh_slope(VecF x, VecF tanh) { return absolute(x) > 7.9f ? VecF{} : 1 - tanh * tanh; }
+INLINE VecD tanh_slope(VecD, VecD tanh) { return 1 - tanh * tanh; }
+
 // max(e, 0), and NaN where e is NaN
 INLINE VecF relu(VecF e) {
 #if VECTOR_BYTES == 64
