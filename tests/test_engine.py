@@ -278,15 +278,16 @@ def test_dry_run_is_one_batch_and_writes_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_precision_and_layout_choices_are_obeyed():
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_precision_and_layout_choices_are_obeyed(channels_last):
     seen = []
     model = make_model()
     model.conv1.register_forward_hook(lambda m, args, out: seen.append((out.dtype, m.weight.stride())))
-    train(model, config(epochs=1, precision="bf16", channels_last=True))
+    train(model, config(epochs=1, precision="bf16", channels_last=channels_last))
     assert seen[0][0] == torch.bfloat16
-    assert seen[0][1][1] == 1  # channels are the fastest dimension
+    assert (seen[0][1][1] == 1) is channels_last  # channels are the fastest dimension
     assert config().autocast_dtype(CPU) is None
-    assert config(channels_last=None).use_channels_last(CPU) is False
+    assert config().channels_last
 
 
 @pytest.mark.parametrize("stride", [1, 2, (1, 2)])

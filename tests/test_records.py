@@ -157,7 +157,7 @@ def test_environment_is_complete_and_names_no_machine():
     assert set(found["versions"]) == {"whtnet", "python", "torch", "torchvision", "timm"}
     assert found["versions"]["torch"] == str(torch.__version__)
     assert found["device"] == "cpu"
-    assert found["device_name"]
+    assert found["device_name"].endswith(f" ({torch.backends.cpu.get_cpu_capability()})")
     assert found["threads"] == torch.get_num_threads()
     text = json.dumps(found)
     assert not re.search(r'"[^"]*(/\w+/|[A-Z]:\\)', text)

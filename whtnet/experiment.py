@@ -261,7 +261,7 @@ def _prepare(experiment: Experiment) -> _Parts:
         eval_batch_size=config.eval_batch_size,
         device=device,
         seed=experiment.seed,
-        channels_last=config.use_channels_last(device),
+        channels_last=config.channels_last,
         workers=config.workers,
     )
     return _Parts(config, finetune, device, original, policy, report, loaders, dataset)

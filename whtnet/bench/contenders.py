@@ -129,10 +129,10 @@ class NetworkSpec:
     input_size: tuple[int, int, int] = (3, 32, 32)
 
     def build(self, device: torch.device) -> tuple[nn.Module, dict[str, Any]]:
-        """The network for 10 classes, in the memory format that training chooses on ``device``, and its cost."""
+        """The network for 10 classes, in the memory format that training chooses, and its cost."""
         model = build_backbone(**self.backbone, num_classes=10)
         cost = apply_policy_(model, load_policy(self.policy), tuple(self.input_size)).to_dict()["after"]
-        return model.to(device=device, memory_format=_memory_format(device)), cost
+        return model.to(device=device, memory_format=torch.channels_last), cost
 
 
 def inference_call(model: nn.Module, input_size: tuple[int, ...], batch: int, device: torch.device) -> Callable:
@@ -165,11 +165,7 @@ def training_call(model: nn.Module, input_size: tuple[int, ...], batch: int, dev
 
 
 def _images(input_size: tuple[int, ...], batch: int, device: torch.device) -> Tensor:
-    return torch.randn(batch, *input_size, device=device).contiguous(memory_format=_memory_format(device))
-
-
-def _memory_format(device: torch.device) -> torch.memory_format:
-    return torch.channels_last if TrainConfig().use_channels_last(device) else torch.contiguous_format
+    return torch.randn(batch, *input_size, device=device).contiguous(memory_format=torch.channels_last)
 
 
 def _precision(device: torch.device) -> AbstractContextManager[None]:

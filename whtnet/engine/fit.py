@@ -214,7 +214,7 @@ class _State:
 
     @classmethod
     def create(cls, model: nn.Module, config: TrainConfig, device: torch.device) -> "_State":
-        memory_format = torch.channels_last if config.use_channels_last(device) else torch.preserve_format
+        memory_format = torch.channels_last if config.channels_last else torch.preserve_format
         model.to(device=device, memory_format=memory_format).train()
         optimizer = torch.optim.SGD(
             parameter_groups(model, config), lr=config.lr, momentum=config.momentum, nesterov=config.nesterov
