@@ -150,7 +150,10 @@ def test_layers_are_drawn_as_they_act():
     row = TrainedRow("r", {}, {}, {}, [{"layers": [layer]}, {"layers": [{**layer, "zero_share": 0.75}]}])
     (chart,) = layer_charts(row)
     assert chart.data["data"][0]["z"] == [[0.0, 0.25], [0.5, 0.75]]
-    assert zero_chart([row]).data["data"][0]["x"] == [50.0]
+    other = TrainedRow("other", {}, {}, {}, [{"layers": [{**layer, "name": "y"}]}])
+    (zeros,) = zero_chart([row, other]).data["data"]
+    assert (zeros["x"], zeros["y"], zeros["z"]) == (["x", "y"], ["r", "other"], [[50.0, None], [None, 25.0]])
+    assert zeros["text"] == [["50.00 ± 35.36 (n=2)", ""], ["", "25.00 (n=1)"]]
 
 
 def test_the_shipped_results_make_a_page():

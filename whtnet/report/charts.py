@@ -10,14 +10,16 @@ import plotly.graph_objects as go
 import torch
 from torch import Tensor
 
-from whtnet.tables.figures import COSTS, METRICS, PALETTE
+from whtnet.tables.figures import COSTS, METRICS, PALETTE, row_styles
 from whtnet.tables.spec import TableSpec
 from whtnet.tables.speed import growth, layer_ratios, network_ratios
 from whtnet.tables.training import TrainedRow, pareto_front, spread, time_axis
 from whtnet.transforms import sequency_permutation
 
 _GREY = "#888888"  # for what must be seen on a light and on a dark page
-_HEIGHT, _ROW, _LEGEND_LINE, _MAP = 340, 34, 20, 250  # pixels
+_HEIGHT, _ROW, _LEGEND_LINE, _LABEL_LINE, _MAP = 340, 34, 20, 17, 250  # pixels
+_SYMBOLS = {"o": "circle", "s": "square", "D": "diamond", "^": "triangle-up"}  # Matplotlib's markers
+_DASHES = {"-": "solid", "--": "dash", ":": "dot", "-.": "dashdot"}  # and lines
 _NEUTRAL = {"threshold": 0.0, "weight": 1.0}  # no thresholding; where weights start
 
 
@@ -46,26 +48,26 @@ def _pareto(rows: Sequence[TrainedRow], cost: str, name: str) -> Chart:
     traces = [
         go.Scatter(x=x, y=y, mode="lines", line=_line(_GREY, dash="dot", shape="hv"), name="front", hoverinfo="skip")
     ]
-    for row, color in _colored(rows):
+    for row, (color, marker, _) in zip(rows, row_styles(rows), strict=True):
+        symbol = _SYMBOLS[marker]
         deviation = {"type": "data", "array": [row.top1.sd], "visible": row.top1.n > 1}
-        traces.append(
-            _point(row.cost[cost], row.top1.mean, _wrapped(row.label), color, str(row.top1), error_y=deviation)
-        )
+        where = row.cost[cost], row.top1.mean
+        traces.append(_point(*where, _wrapped(row.label), str(row.top1), error_y=deviation, color=color, symbol=symbol))
         if cost in row.published and "top1" in row.published:
             text = f"{row.published['top1']:.2f}<br>{_wrapped(row.published['source'])}"
-            marker = {"symbol": "circle-open", "line": {"width": 2}}
-            traces.append(_point(row.published[cost], row.published["top1"], "published", color, text, **marker))
+            marker = {"color": color, "symbol": f"{symbol}-open", "line": {"width": 2}}
+            traces.append(_point(row.published[cost], row.published["top1"], "published", text, **marker))
     layout = {"xaxis_title": name, "yaxis_title": METRICS["test_top1"]}
     return Chart(f"Accuracy against {name}", _figure(traces, **layout))
 
 
-def _point(x: float, y: float, name: str, color: str, text: str, error_y: Any = None, **marker: Any) -> go.Scatter:
+def _point(x: float, y: float, name: str, text: str, error_y: Any = None, **marker: Any) -> go.Scatter:
     template = "%{x:,}<br>%{text}"
     return go.Scatter(
         x=[x],
         y=[y],
         mode="markers",
-        marker={"color": color, "size": 11, **marker},
+        marker={"size": 11, **marker},
         error_y=error_y,
         name=name,
         text=[text],
@@ -78,21 +80,23 @@ def curve_charts(rows: Sequence[TrainedRow]) -> list[Chart]:
     charts = []
     title, units = time_axis(rows)
     for metric, name in METRICS.items():
-        colored = zip(_colored(rows), units, strict=True)
-        traces = [trace for (row, color), unit in colored for trace in _curve(row, metric, color, unit)]
+        styled = zip(rows, row_styles(rows), units, strict=True)
+        traces = [
+            trace for row, (color, _, line), unit in styled for trace in _curve(row, metric, color, _DASHES[line], unit)
+        ]
         layout = {"xaxis_title": title, "yaxis_title": name, "hovermode": "x unified"}
         charts.append(Chart(name[0].upper() + name[1:], _figure(traces, **layout)))
     return charts
 
 
-def _curve(row: TrainedRow, metric: str, color: str, unit: float) -> list[go.Scatter]:
+def _curve(row: TrainedRow, metric: str, color: str, dash: str, unit: float) -> list[go.Scatter]:
     curve = row.curve(metric)
     times, spreads = [unit * epoch for epoch in curve], list(curve.values())
     mean = go.Scatter(
         x=times,
         y=[s.mean for s in spreads],
         mode="lines",
-        line=_line(color),
+        line=_line(color, dash=dash),
         name=_wrapped(row.label),
         text=[str(s) for s in spreads],
         hovertemplate="%{text}",
@@ -147,25 +151,41 @@ def speed_charts(spec: TableSpec, measured: Mapping[str, Any]) -> list[Chart]:
 
 
 def _ratio_bars(by_mode: Mapping[str, Mapping[str, float]], title: str, scale: str) -> go.Figure:
-    figure = _bars(
-        {mode: {_wrapped(k, 26): (v, 0.0) for k, v in bars.items()} for mode, bars in by_mode.items()}, ",.3~r"
-    )
+    figure = _bars({mode: {_wrapped(k, 26): v for k, v in bars.items()} for mode, bars in by_mode.items()}, ",.3~r")
     figure.add_vline(1, line=_line(_GREY, dash="dot"))
     return figure.update_layout(xaxis_title=title, xaxis_type=scale)
 
 
 def zero_chart(rows: Sequence[TrainedRow]) -> Chart:
-    """Share of coefficients that are zero after thresholding by layer, mean and deviation over seeds."""
-    groups, colors = {}, []
-    for row, color in _colored(rows):
+    """Share of coefficients that are zero after thresholding, by row and layer; mean and deviation over seeds."""
+    found = {}
+    for row in rows:
         shares: dict[str, list[float]] = {}
         for layer in (layer for record in row.records for layer in record.get("layers", ())):
             shares.setdefault(layer["name"], []).append(100 * layer["zero_share"])
         if shares:
-            groups[_wrapped(row.label)] = {name: spread(values)[:2] for name, values in shares.items()}
-            colors.append(color)
-    figure = _bars(groups, ".1f", colors).update_layout(xaxis_title="zero after thresholding (%)")
-    return Chart("Coefficients set to zero, by layer", figure.update_xaxes(range=[0, 105]))
+            found[_wrapped(row.label)] = {name: spread(values) for name, values in shares.items()}
+    names = list(dict.fromkeys(name for shares in found.values() for name in shares))
+    cells = [[shares.get(name) for name in names] for shares in found.values()]
+    trace = go.Heatmap(
+        x=names,
+        y=list(found),
+        z=[[cell and cell.mean for cell in line] for line in cells],
+        text=[[str(cell or "") for cell in line] for line in cells],
+        texttemplate="%{z:.0f}",
+        hovertemplate="%{y}<br>%{x}: %{text}<extra></extra>",
+        hoverongaps=False,
+        coloraxis="coloraxis",
+        xgap=1,
+        ygap=1,
+    )
+    lines = len(found) * max((1 + label.count("<br>") for label in found), default=0)
+    # The theme's scale has the page's own colour in its middle: that is 0 %.
+    colors = {"cmin": -100, "cmax": 100, "showscale": False}
+    figure = _figure([trace], height=140 + _LABEL_LINE * lines, coloraxis=colors)
+    figure.update_xaxes(showgrid=False, tickangle=-45)
+    figure.update_yaxes(autorange="reversed", showgrid=False)
+    return Chart("Coefficients set to zero by thresholding (%), by layer", figure)
 
 
 def layer_charts(row: TrainedRow) -> list[Chart]:
@@ -222,19 +242,12 @@ def _block_lines(values: Tensor) -> go.Figure:
     return _figure(traces, height=_MAP, showlegend=False, xaxis_title="sequency")
 
 
-def _bars(
-    groups: Mapping[str, Mapping[str, tuple[float, float]]], digits: str, colors: Sequence[str] = PALETTE
-) -> go.Figure:
-    # By the group, by the label of a bar: its value and deviation.
+def _bars(groups: Mapping[str, Mapping[str, float]], digits: str) -> go.Figure:
+    # By the group, by the label of a bar: its value.
     traces = [
         go.Bar(
             y=list(bars),
-            x=[value for value, _ in bars.values()],
-            error_x={
-                "type": "data",
-                "array": [sd for _, sd in bars.values()],
-                "visible": any(sd for _, sd in bars.values()),
-            },
+            x=list(bars.values()),
             orientation="h",
             name=name,
             marker={"color": color},
@@ -243,7 +256,7 @@ def _bars(
             textposition="outside",
             cliponaxis=False,
         )
-        for (name, bars), color in zip(groups.items(), colors, strict=False)
+        for (name, bars), color in zip(groups.items(), PALETTE, strict=False)
     ]
     labels = {label for bars in groups.values() for label in bars}
     figure = _figure(traces, height=120 + _ROW * max(1, len(groups)) * len(labels) // 2 + _ROW * len(labels) // 2)
@@ -264,10 +277,6 @@ def _figure(traces: list[Any], height: int = _HEIGHT, **layout: Any) -> go.Figur
     )
     figure.update_xaxes(automargin=True)
     return figure.update_yaxes(automargin=True)
-
-
-def _colored(rows: Sequence[TrainedRow]) -> list[tuple[TrainedRow, str]]:
-    return [(row, PALETTE[i % len(PALETTE)]) for i, row in enumerate(rows)]
 
 
 def _line(color: str, **options: Any) -> dict[str, Any]:

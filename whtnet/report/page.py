@@ -103,7 +103,7 @@ def _accuracy(specs: Iterable[TableSpec], results: Path) -> Section:
     ]
     text = (
         "Test accuracy at the last epoch, mean and standard deviation over seeds. The dotted line is the Pareto front: "
-        "what no cheaper row beats. Open circles are published values."
+        "what no cheaper row beats. Open markers are published values."
     )
     return Section("accuracy", "Accuracy against cost", text, blocks)
 

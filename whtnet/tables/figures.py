@@ -49,7 +49,7 @@ def draw_pareto(rows: Sequence[TrainedRow], path: Path) -> None:
             linewidth=1,
             zorder=1,
         )
-        for (x, y), row, (color, marker, _) in zip(points, rows, _styles(rows), strict=True):
+        for (x, y), row, (color, marker, _) in zip(points, rows, row_styles(rows), strict=True):
             ax.errorbar(x, y, row.top1.sd, fmt=marker, color=color, capsize=3, label=row.label)
         ax.set_xlabel(name)
         ax.xaxis.set_major_formatter(_engineering())
@@ -65,7 +65,7 @@ def draw_curves(rows: Sequence[TrainedRow], path: Path) -> None:
     figure, axes = _subplots(ncols=2, figsize=(8, 3.6 + 0.2 * len(rows)))
     title, units = time_axis(rows)
     for ax, (metric, name) in zip(axes, METRICS.items(), strict=True):
-        for row, unit, (color, _, line) in zip(rows, units, _styles(rows), strict=True):
+        for row, unit, (color, _, line) in zip(rows, units, row_styles(rows), strict=True):
             curve = row.curve(metric)
             x = [unit * epoch for epoch in curve]
             ax.plot(x, [s.mean for s in curve.values()], line, color=color, label=row.label)
@@ -110,8 +110,8 @@ def draw_growth(measured: Mapping[str, Any], path: Path) -> None:
     _save(figure, path)
 
 
-def _styles(rows: Sequence[TrainedRow]) -> list[tuple[str, str, str]]:
-    """Colour, marker and line for each row; where the colours begin again, the marker and the line are others."""
+def row_styles(rows: Sequence[TrainedRow]) -> list[tuple[str, str, str]]:
+    """Colour, marker and line (Matplotlib's names) of each row; where colours begin again, the other two change."""
     styles = [
         (color, marker, line) for marker, line in zip("osD^", ("-", "--", ":", "-."), strict=True) for color in PALETTE
     ]
