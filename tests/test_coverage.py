@@ -42,8 +42,9 @@ def test_policies_apply_and_train_or_refuse(backbone):
         applied.append(policy)
         if not report.replacements:
             continue
-        assert model.train()(torch.randn(2, *SIZE)).shape == (2, 10)
-        F.cross_entropy(model(torch.randn(2, *SIZE)), torch.tensor([1, 2])).backward()
+        logits = model.train()(torch.randn(2, *SIZE))
+        assert logits.shape == (2, 10)
+        F.cross_entropy(logits, torch.tensor([1, 2])).backward()
         new = [model.get_submodule(r.name) for r in report.replacements]
         gradients = [p.grad for m in new for p in m.parameters()]
         assert all(g is not None and g.isfinite().all() for g in gradients)
