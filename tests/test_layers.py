@@ -204,7 +204,8 @@ def test_bwht1d_parameter_count(c_in, c_out, block, count):
 # -- two dimensions ---------------------------------------------------------------------------------------------------
 
 SIZES = [1, 2, 3, 7, 8, (5, 12), (1, 4), 32]
-OPTIONS_2D = [{}, {"threshold": "soft", "clamp": True}, {"clamp": True}, {"keep_dc": True}, {"norm": "backward"}]
+THRESHOLDING_2D = [{}, {"threshold": "soft", "clamp": True}, {"clamp": True}, {"keep_dc": True}]
+OPTIONS_2D = [*THRESHOLDING_2D, {"norm": "backward"}]
 
 
 @pytest.mark.parametrize("options", OPTIONS_2D, ids=str)
@@ -246,12 +247,13 @@ def test_a_map_of_another_size_raises_and_both_sizes_are_named(size, shape):
 # -- HT-perceptron and the layer before pooling -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [*OPTIONS_2D, {"clamp": False, "threshold": "smooth"}], ids=str)
+@pytest.mark.parametrize("options", [*THRESHOLDING_2D, {"clamp": False, "threshold": "smooth"}], ids=str)
+@pytest.mark.parametrize("norm", ["ortho", "backward"])
 @pytest.mark.parametrize(
     ("c_in", "c_out", "size", "paths"), [(3, 3, 4, 1), (3, 3, (3, 5), 3), (2, 5, (3, 2), 1), (4, 2, 1, 2)]
 )
-def test_ht_perceptron_follows_the_reference(c_in, c_out, size, paths, options):
-    layer = HTPerceptron2d(c_in, c_out, size, paths=paths, dtype=F64, **options)
+def test_ht_perceptron_follows_the_reference(c_in, c_out, size, paths, norm, options):
+    layer = HTPerceptron2d(c_in, c_out, size, paths=paths, norm=norm, dtype=F64, **options)
     assert layer.residual == (paths == 1 and c_in == c_out)
     check_against_reference(layer, (2, c_in, *layer.size))
 

@@ -86,12 +86,14 @@ template <class V, class R> INLINE V splat(R x) { return V{} + x; }
 INLINE VecF absolute(VecF v) { return (VecF)((VecI32)v & Simd<float>::abs_mask); }
 INLINE VecD absolute(VecD v) { return (VecD)((VecI64)v & Simd<double>::abs_mask); }
 
-// tanh(x) * y. Odd rational of degree 9/6, relative error 2e-7 up to 7.9, beyond which tanh is 1 to float32's precision.
+const float TANH_END = 7.9f;  // beyond it, tanh is 1 to float32's precision
+
+// tanh(x) * y. Odd rational of degree 9/6, relative error 2e-7 up to its end.
 INLINE VecF tanh_times(VecF x, VecF y) {
 #if VECTOR_BYTES == 64  // the second operand comes back where one is NaN
-  x = (VecF)_mm512_max_ps(_mm512_set1_ps(-7.9f), _mm512_min_ps(_mm512_set1_ps(7.9f), (__m512)x));
+  x = (VecF)_mm512_max_ps(_mm512_set1_ps(-TANH_END), _mm512_min_ps(_mm512_set1_ps(TANH_END), (__m512)x));
 #else
-  const VecF c = splat<VecF>(7.9f);
+  const VecF c = splat<VecF>(TANH_END);
   x = x > c ? c : x;
   x = x < -c ? -c : x;
 #endif
@@ -106,9 +108,9 @@ INLINE VecD tanh_times(VecD x, VecD y) {
   return x * y;
 }
 
-// 1 - tanh(x)^2 for tanh = tanh_times(x, 1). Where float32's is clamped, its last bit must not be taken for a slope: large
-// coefficients would multiply it.
-INLINE VecF tanh_slope(VecF x, VecF tanh) { return absolute(x) > 7.9f ? VecF{} : 1 - tanh * tanh; }
+// 1 - tanh(x)^2 for tanh = tanh_times(x, 1). Beyond the end of the rational, rounding must not be taken for a slope:
+// large coefficients would multiply it.
+INLINE VecF tanh_slope(VecF x, VecF tanh) { return absolute(x) > TANH_END ? VecF{} : 1 - tanh * tanh; }
 INLINE VecD tanh_slope(VecD, VecD tanh) { return 1 - tanh * tanh; }
 
 // max(e, 0), and NaN where e is NaN
