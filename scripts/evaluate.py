@@ -14,7 +14,7 @@ from whtnet.errors import UserError
 from whtnet.evaluation import Evaluation, collect, measure_logits
 from whtnet.experiment import resolve_device
 from whtnet.records import write_json
-from whtnet.tables import Table
+from whtnet.tables import Column, Shown, Table, to_rich
 
 _MATRIX_CLASSES = 20  # a larger matrix does not fit a terminal
 
@@ -37,7 +37,7 @@ def main() -> None:
         raise UserError("the data set has no held-out part; pass dataset.holdout=0.1, as it was in training")
     evaluation = measure_logits(*collect(model.network, loader))
     for table in tables(evaluation, model.classes):
-        console.print(table.rich())
+        console.print(to_rich(table))
     if arguments.json:
         write_json(arguments.json, {"classes": model.classes, **evaluation.to_dict()})
         console.print(f"Written: {arguments.json}")
@@ -45,32 +45,44 @@ def main() -> None:
 
 def tables(evaluation: Evaluation, classes: list[str]) -> list[Table]:
     """The summary, the classes, and who is taken for whom."""
-    summary = [
-        ["top-1 (%)", f"{evaluation.top1:.2f}"],
-        ["top-5 (%)", f"{evaluation.top5:.2f}"],
-        ["cross-entropy", f"{evaluation.loss:.4f}"],
-        ["expected calibration error (%)", f"{evaluation.calibration_error:.2f}"],
-        ["worst calibration bin (%)", f"{evaluation.worst_bin:.2f}"],
-    ]
+    summary = {
+        "top-1 (%)": evaluation.top1,
+        "top-5 (%)": evaluation.top5,
+        "cross-entropy": Shown(evaluation.loss, ".4f"),
+        "expected calibration error (%)": evaluation.calibration_error,
+        "worst calibration bin (%)": evaluation.worst_bin,
+    }
     counts = [sum(row) for row in evaluation.confusion]
     per_class = [
-        [name, str(count), f"{accuracy:.2f}"]
+        {"class": name, "images": count, "top-1 (%)": accuracy}
         for name, count, accuracy in zip(classes, counts, evaluation.per_class, strict=True)
     ]
+    class_columns = [Column("class"), Column("images", form="d"), Column("top-1 (%)", form=".2f")]
     return [
-        Table(f"{evaluation.images:,} images", ["measure", "value"], summary),
-        Table("Classes", ["class", "images", "top-1 (%)"], per_class),
+        Table(
+            f"{evaluation.images:,} images",
+            [Column("measure"), Column("value", form=".2f")],
+            [{"measure": name, "value": value} for name, value in summary.items()],
+        ),
+        Table("Classes", class_columns, per_class),
         _confusion(evaluation.confusion, classes),
     ]
 
 
 def _confusion(counts: list[list[int]], classes: list[str]) -> Table:
     if len(classes) <= _MATRIX_CLASSES:
-        rows = [[name, *map(str, row)] for name, row in zip(classes, counts, strict=True)]
-        return Table("Confusion matrix (rows: the class, columns: taken for)", ["class", *classes], rows)
+        # By number, because a class may have any name.
+        columns = [Column("class"), *(Column(str(i), name, "d") for i, name in enumerate(classes))]
+        rows = [
+            {"class": name, **{str(i): n for i, n in enumerate(row)}} for name, row in zip(classes, counts, strict=True)
+        ]
+        return Table("Confusion matrix (rows: the class, columns: taken for)", columns, rows)
     pairs = [(n, i, j) for i, row in enumerate(counts) for j, n in enumerate(row) if i != j and n]
-    worst = [[classes[i], classes[j], str(n)] for n, i, j in sorted(pairs, reverse=True)[:_MATRIX_CLASSES]]
-    return Table("Most frequent confusions", ["class", "taken for", "images"], worst, text_columns=("taken for",))
+    worst = [
+        {"class": classes[i], "taken for": classes[j], "images": n}
+        for n, i, j in sorted(pairs, reverse=True)[:_MATRIX_CLASSES]
+    ]
+    return Table("Most frequent confusions", [Column("class"), Column("taken for"), Column("images", form="d")], worst)
 
 
 if __name__ == "__main__":

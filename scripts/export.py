@@ -19,7 +19,7 @@ from whtnet.console import console, exit_on_user_error
 from whtnet.data import Loaders
 from whtnet.evaluation import collect, measure_logits
 from whtnet.export import export_onnx, export_safetensors, export_torch, onnx_session, quantize_onnx, run_onnx
-from whtnet.tables import Table
+from whtnet.tables import Column, Table, to_rich
 
 FORMATS = ("onnx", "int8", "torch", "safetensors")
 CALIBRATION_IMAGES = 256
@@ -52,9 +52,9 @@ def main() -> None:
         data = load_data(model, arguments.overrides, 64, torch.device("cpu"))
         quantize_onnx(files["ONNX"], files["ONNX, int8 convolutions"], _calibration_images(model, data))
         console.print(f"Written: {files['ONNX, int8 convolutions']}")
-        console.print(_accuracies(model, data, files).rich())
+        console.print(to_rich(_accuracies(model, data, files)))
     if arguments.time and files:
-        console.print(_timings(model, files, arguments.seconds).rich())
+        console.print(to_rich(_timings(model, files, arguments.seconds)))
 
 
 def _report(path: Path, difference: float) -> None:
@@ -78,8 +78,9 @@ def _accuracies(model: Classifier, data: Loaders, files: dict[str, Path]) -> Tab
             return torch.from_numpy(run_onnx(session, _pixels(model, images).numpy()))
 
         accuracy = measure_logits(*collect(predict, data.test)).top1
-        rows.append([name, f"{path.stat().st_size / 1e3:,.0f}", f"{accuracy:.2f}"])
-    return Table("Accuracy", ["file", "kB", "test top-1 (%)"], rows)
+        rows.append({"file": name, "bytes": path.stat().st_size, "test_top1": accuracy})
+    columns = [Column("file"), Column("bytes", "kB", ",.0f", 1e-3), Column("test_top1", "test top-1 (%)", ".2f")]
+    return Table("Accuracy", columns, rows)
 
 
 def _timings(model: Classifier, files: dict[str, Path], seconds: float) -> Table:
@@ -91,14 +92,15 @@ def _timings(model: Classifier, files: dict[str, Path], seconds: float) -> Table
         export_onnx(baseline, plain)
         sessions = {"ONNX without the policy": onnx_session(plain, torch.get_num_threads())}
     sessions |= {name: onnx_session(path, torch.get_num_threads()) for name, path in files.items()}
-    columns = []
+    rows: dict[str, dict[str, Any]] = {name: {"file": name} for name in sessions}
     for batch in TIMED_BATCHES:
         images = torch.rand(batch, *model.input_size).numpy()
         calls = {n: lambda s=s, images=images: run_onnx(s, images) for n, s in sessions.items()}
-        columns.append([f"{t.median * 1e3:.2f}" for t in compare(calls, seconds=seconds).values()])
-    rows = [[name, *cells] for name, *cells in zip(sessions, *columns, strict=True)]
+        for name, timing in compare(calls, seconds=seconds).items():
+            rows[name][f"batch {batch}"] = timing.median
     title = f"Milliseconds a batch, ONNX Runtime, {torch.get_num_threads()} threads, medians"
-    return Table(title, ["file", *(f"batch {n}" for n in TIMED_BATCHES)], rows)
+    columns = [Column("file"), *(Column(f"batch {n}", form=".2f", scale=1e3) for n in TIMED_BATCHES)]
+    return Table(title, columns, list(rows.values()))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from PIL import Image
 from whtnet.classifier import Classifier
 from whtnet.console import console, exit_on_user_error
 from whtnet.data import DatasetError
-from whtnet.tables import Table
+from whtnet.tables import Column, Table, to_rich
 
 
 @exit_on_user_error
@@ -31,11 +31,12 @@ def main() -> None:
         print(json.dumps(predictions, indent=2))
         return
     rows = [
-        [path if rank == 0 else "", name, f"{probability:.1%}"]
+        {"image": path if rank == 0 else "", "class": name, "probability": probability}
         for path, found in predictions.items()
         for rank, (name, probability) in enumerate(found.items())
     ]
-    console.print(Table("Predictions", ["image", "class", "probability"], rows, text_columns=("class",)).rich())
+    columns = [Column("image"), Column("class"), Column("probability", form=".1%")]
+    console.print(to_rich(Table("Predictions", columns, rows)))
 
 
 @torch.no_grad()

@@ -28,6 +28,7 @@ from whtnet.tables import (
     measure_speed,
     stored_tables,
     table_names,
+    to_rich,
     update_readme,
     write_tables,
 )
@@ -201,7 +202,7 @@ _REPRODUCE = {
 def _publish(spec: TableSpec, arguments: argparse.Namespace) -> None:
     tables = stored_tables(spec, RESULTS)
     for table in tables:
-        console.print(table.rich())
+        console.print(to_rich(table))
     path = write_tables(RESULTS, spec.name, tables, command_for(spec))
     draw_figures(spec, RESULTS)
     update_readme(ROOT / "README.md", spec.name, tables[0])
@@ -217,7 +218,7 @@ def _show_on_dashboard(spec: TableSpec, tables: Sequence[Table], arguments: argp
     figures = sorted((RESULTS / "figures").glob(f"{spec.name}_*.png"))
     sink = make_sink(**config["logger"])
     sink.start(RunInfo(f"table {spec.name}", spec.name, {"table": spec.name}, folder, tags=(spec.name, "table")))
-    rows = {table.title: (table.columns, table.rows) for table in tables}
+    rows = {table.title: (table.headings, table.texts) for table in tables}
     sink.show(rows, {figure.stem.removeprefix(f"{spec.name}_"): figure for figure in figures})
     sink.finish({})
 

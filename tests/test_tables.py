@@ -9,20 +9,28 @@ import pytest
 from whtnet.errors import UserError
 from whtnet.records import put_record, read_records, write_json
 from whtnet.tables import (
+    Column,
+    Shown,
+    Spread,
     Table,
     TableError,
     command_for,
     draw_figures,
     load_spec,
     parameter_tables,
+    spread,
     stored_tables,
     table_names,
+    to_csv,
+    to_latex,
+    to_markdown,
+    to_rich,
     trained_rows,
     training_tables,
     update_readme,
     write_tables,
 )
-from whtnet.tables.training import pareto_front, spread, time_axis
+from whtnet.tables.training import pareto_front, time_axis
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = ROOT / "experiments"
@@ -73,14 +81,25 @@ rows:
 def test_training_table_aggregates_records(tmp_path):
     records = [record("a", 0, 90.0), record("a", 1, 92.0), record("b", 0, 88.0, 50), record("a", 0, 1.0, table="other")]
     (table,) = training_tables(write_spec(tmp_path, SPEC), records, {})
-    rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    rows = [dict(zip(table.headings, row, strict=True)) for row in table.texts]
     assert rows[0]["test top-1 (%)"] == "91.00 ± 1.41 (n=2)"
     assert rows[1]["test top-1 (%)"] == "88.00 (n=1)"
     assert (rows[1]["parameters"], rows[1]["change"]) == ("50", "-50.0%")
     assert (rows[0]["published top-1 (%)"], rows[1]["published top-1 (%)"]) == ("not at hand", "90.12")
     assert rows[1]["source"] == "somewhere"
     assert rows[2]["test top-1 (%)"] == rows[2]["parameters"] == "not run"
-    assert rows[0]["time a run"] == "0.5 min"  # 5 epochs of 6 seconds
+    assert rows[0]["minutes a run"] == "0.5"  # 5 epochs of 6 seconds
+    assert table.rows[0]["test_top1"] == Spread(91.0, 2**0.5, 2, (0, 1))
+    lines = list(csv.DictReader(io.StringIO(to_csv(table))))
+    assert [lines[0][f"test_top1_{part}"] for part in ("mean", "std", "n", "seeds")] == [
+        "91",
+        "1.414213562",
+        "2",
+        "0 1",
+    ]
+    assert [lines[1][f"test_top1_{part}"] for part in ("mean", "std", "n", "seeds")] == ["88", "", "1", "0"]
+    assert (lines[1]["macs"], lines[1]["change"], lines[1]["published_top1"]) == ("2000000", "-0.5", "90.12")
+    assert lines[2]["test_top1_mean"] == lines[2]["parameters"] == lines[0]["published_top1"] == ""
     assert any("a CPU" in note and "01234567" in note for note in table.notes)
 
 
@@ -98,26 +117,26 @@ def test_rows_that_were_not_trained_show_what_they_cost(tmp_path):
         for row, n in (("a", 100), ("b", 50), ("c", 40))
     }
     table, costs = training_tables(spec, [record("a", 0, 90.0)], counts)
-    assert [row[1:5] for row in table.rows] == [
+    assert [row[1:5] for row in table.texts] == [
         ["100", "+0.0%", "1.0", "90.00 (n=1)"],
         ["50", "-50.0%", "1.0", "not run"],
         ["40", "-20.0%", "1.0", "not run"],
     ]
-    assert costs.columns[1:3] == ["small: parameters", "small: MACs (M)"]
-    assert costs.rows[2][1:] == ["40", "1.0", "80", "4.0"]
+    assert costs.headings[1:3] == ["small: parameters", "small: MACs (M)"]
+    assert costs.texts[2][1:] == ["40", "1.0", "80", "4.0"]
 
 
 def test_a_row_trained_by_two_recipes_is_two_rows(tmp_path):
     full = {**record("a", 0, 95.0, recipe="authors"), "epochs": 200}
     (table,) = training_tables(write_spec(tmp_path, SPEC), [record("a", 0, 90.0), full, record("b", 0, 80.0)], {})
-    assert [row[0] for row in table.rows] == [
+    assert [row["row"] for row in table.rows] == [
         "first; recipe authors",
         "first",
         "second",
         "third",
     ]
-    assert [row[4] for row in table.rows] == ["95.00 (n=1)", "90.00 (n=1)", "80.00 (n=1)", "not run"]
-    recipes = [row[table.columns.index("recipe")] for row in table.rows]
+    assert [row[4] for row in table.texts] == ["95.00 (n=1)", "90.00 (n=1)", "80.00 (n=1)", "not run"]
+    recipes = [row["recipe"] for row in table.rows]
     assert recipes[:2] == ["`authors`: onecycle, 200 epochs, float32", "`short`: onecycle, 5 epochs, float32"]
 
 
@@ -146,6 +165,7 @@ def test_recorded_costs_are_those_counted(name):
 def test_sample_standard_deviation():
     assert str(spread([1.0, 2.0, 3.0, 4.0])) == "2.50 ± 1.29 (n=4)"
     assert str(spread([1.0])) == "1.00 (n=1)"
+    assert spread([-1.0, -2.0]).text("+.1f") == "-1.5 ± 0.7 (n=2)"
 
 
 def test_parameter_tables_show_a_difference_where_there_is_one(tmp_path):
@@ -159,20 +179,22 @@ def test_parameter_tables_show_a_difference_where_there_is_one(tmp_path):
     ]
     rows = [{**row, "published": 10, "ours": 10}, {**row, "published": 12, "ours": 10}]
     published, family = parameter_tables(spec, rows, families)
-    assert [r[5] for r in published.rows] == ["yes", "no (-2)"]
-    assert [r[3] for r in family.rows] == ["+0.0%", "-50.0%"]
+    assert [r["equal"] for r in published.rows] == ["yes", "no (-2)"]
+    assert [r[3] for r in family.texts] == ["+0.0%", "-50.0%"]
     assert "`odd`" in family.notes[0]
 
 
 def test_markdown_is_well_formed():
-    text = Table("T", ["a", "b", "c"], [["x|y", "1", "line\nbreak"]], text_columns=("c",)).markdown()
+    table = Table("T", [Column("a"), Column("b", form="d"), Column("c")], [{"a": "x|y", "b": 1, "c": "line\nbreak"}])
+    text = to_markdown(table)
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert lines == ["| a | b | c |", "| :--- | ---: | :--- |", "| x\\|y | 1 | line break |"]
 
 
 def test_latex_escapes_all_that_is_special():
-    cells = ["100% of a_b & {c} #1 $x ~ ^ \\ <|>", "3×3 → -50.3% ± 1 – 1-D …", 'say "yes" to `conv_1`']
-    text = Table("T", ["a", "b", "c"], [cells], "I.", ["n_1"], text_columns=("c",)).latex("tab:t-1")
+    a, b, c = ["100% of a_b & {c} #1 $x ~ ^ \\ <|>", "3×3 → -50.3% ± 1 – 1-D …", 'say "yes" to `conv_1`']
+    columns = [Column("a"), Column("b", form="d"), Column("c")]
+    text = to_latex(Table("T", columns, [{"a": a, "b": b, "c": c}], "I.", ["n_1"]), "tab:t-1")
     lines = text.splitlines()
     row = lines[lines.index(r"\midrule") + 1]
     assert row == (
@@ -186,14 +208,33 @@ def test_latex_escapes_all_that_is_special():
     assert lines[-2] == r"\par\footnotesize n\_1"
 
 
-def test_csv_parses_back():
-    table = Table("T", ["a", "b, c"], [["`x`", "1,234,567"], ["one, two", "-1,234.5%"], ['a "b"', "12,34\nx"]])
-    assert list(csv.reader(io.StringIO(table.csv()))) == [
-        ["a", "b, c"],
-        ["x", "1234567"],
-        ["one, two", "-1234.5%"],
-        ['a "b"', "12,34\nx"],
+def test_every_format_shows_the_same_numbers():
+    columns = [
+        Column("a"),
+        Column("n, all", "count", ","),
+        Column("x", "x (M)", ".1f", 1e-6),
+        Column("top1", form=".1f", spreads=True),
     ]
+    rows = [
+        {"a": "`x`, y", "n, all": 1_234_567, "x": 2_550_000, "top1": Spread(88.42, 0.285, 3, (0, 1, 4))},
+        {"a": 'a "b"\nc', "n, all": "not run", "top1": Shown(0.25, ".0%", " of all")},
+        {"n, all": Shown(24, "g", "×"), "top1": "not at hand"},
+    ]
+    table = Table("T", columns, rows)
+    assert table.texts == [
+        ["`x`, y", "1,234,567", "2.5", "88.4 ± 0.3 (n=3)"],
+        ['a "b"\nc', "not run", "", "25% of all"],
+        ["", "24×", "", "not at hand"],
+    ]
+    assert list(csv.reader(io.StringIO(to_csv(table)))) == [
+        ["a", "n, all", "x", "top1_mean", "top1_std", "top1_n", "top1_seeds"],
+        ["x, y", "1234567", "2550000", "88.42", "0.285", "3", "0 1 4"],
+        ['a "b"\nc', "", "", "0.25", "", "", ""],
+        ["", "24", "", "", "", "", ""],
+    ]
+    assert "| `x`, y | 1,234,567 | 2.5 | 88.4 ± 0.3 (n=3) |" in to_markdown(table)
+    assert r"1,234,567 & 2.5 & 88.4 $\pm$ 0.3 (n=3) \\" in to_latex(table, "t")
+    assert [list(column.cells) for column in to_rich(table).columns][1] == ["1,234,567", "not run", "24×"]
 
 
 def test_pareto_front():
@@ -208,7 +249,7 @@ def test_curves_over_seeds(tmp_path):
     ]
     records = [{**record("a", seed, 90.0), "history": history} for seed, history in enumerate(histories)]
     (row, *_) = trained_rows(write_spec(tmp_path, SPEC), records, {})
-    assert row.curve("test_top1") == {1: (12.0, pytest.approx(8**0.5), 2), 3: (30.0, 0.0, 1)}
+    assert row.curve("test_top1") == {1: (12.0, pytest.approx(8**0.5), 2, ()), 3: (30.0, 0.0, 1, ())}
 
 
 def test_curves_of_unlike_lengths_share_an_axis(tmp_path):
@@ -240,7 +281,7 @@ def test_tables_that_were_not_made_name_their_command(tmp_path, kind):
 def test_readme_marks(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- table: t -->\nold\n<!-- end -->\nafter <!-- end -->\n")
-    table = Table("T", ["a"], [["1"]])
+    table = Table("T", [Column("a")], [{"a": "1"}])
     update_readme(readme, "t", table)
     update_readme(readme, "t", table)
     text = readme.read_text()

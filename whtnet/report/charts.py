@@ -13,7 +13,8 @@ from torch import Tensor
 from whtnet.tables.figures import COSTS, METRICS, PALETTE, row_styles
 from whtnet.tables.spec import TableSpec
 from whtnet.tables.speed import growth, layer_ratios, network_ratios
-from whtnet.tables.training import TrainedRow, pareto_front, spread, time_axis
+from whtnet.tables.table import spread
+from whtnet.tables.training import TrainedRow, pareto_front, time_axis
 from whtnet.transforms import sequency_permutation
 
 _GREY = "#888888"  # for what must be seen on a light and on a dark page

@@ -1,20 +1,26 @@
-"""Tables: what they should hold (`spec`), what was measured (`parameters`, `training`, `speed`), how they look."""
+"""Tables: what they hold (`spec`), what was measured (`counts`, `training`, `speed`), how they look (`render`)."""
 
-from whtnet.tables.figures import draw_figures
-from whtnet.tables.parameters import (
+from whtnet.tables.counts import (
     count_coverage,
     count_families,
     count_rows,
     coverage_tables,
     parameter_tables,
 )
-from whtnet.tables.render import Table, update_readme, write_tables
+from whtnet.tables.figures import draw_figures
+from whtnet.tables.files import rendered, update_readme, write_tables
+from whtnet.tables.measure import measure_speed
+from whtnet.tables.render import to_csv, to_latex, to_markdown, to_rich
 from whtnet.tables.spec import TableError, TableSpec, load_spec, table_names
-from whtnet.tables.speed import measure_speed, speed_tables
+from whtnet.tables.speed import speed_tables
 from whtnet.tables.stored import command_for, counts_file, stored_tables
+from whtnet.tables.table import Column, Shown, Spread, Table, spread
 from whtnet.tables.training import count_training_rows, place, trained_rows, training_tables
 
 __all__ = [
+    "Column",
+    "Shown",
+    "Spread",
     "Table",
     "TableError",
     "TableSpec",
@@ -30,9 +36,15 @@ __all__ = [
     "measure_speed",
     "parameter_tables",
     "place",
+    "rendered",
     "speed_tables",
+    "spread",
     "stored_tables",
     "table_names",
+    "to_csv",
+    "to_latex",
+    "to_markdown",
+    "to_rich",
     "trained_rows",
     "training_tables",
     "update_readme",

@@ -1,139 +1,29 @@
 """The speed table: layers against the convolutions they replace, whole networks against their baselines."""
 
-import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import torch
-
-from whtnet.bench import MEMORY, measure
-from whtnet.tables.render import NOT_AT_HAND, Table
+from whtnet.tables.measure import BATCHES, TESTS, TRAINING_BATCH, contender
 from whtnet.tables.spec import TableSpec
+from whtnet.tables.table import NOT_AT_HAND, Cell, Column, Table
 
-TESTS = {"2d": "2-D, 10×1024×8×8", "1d": "1-D, 10×1024×32×32"}
-SIZES = tuple(2**k for k in range(1, 13))
-_POINTS = 1 << 20  # numbers that each size is timed on
-_TRAINING_BATCH, _BATCHES = 128, (1, 128)
+_MODES = {f"inference, batch {batch}": f"inference_{batch}" for batch in BATCHES} | {"training step": "training"}
 
-_MODES = {f"inference, batch {batch}": f"inference_{batch}" for batch in _BATCHES} | {"training step": "training"}
-
-Step = Callable[[float, str], None]
-
-
-def measure_speed(spec: TableSpec, device: torch.device, seconds: float, on_step: Step) -> dict[str, Any]:
-    """Measure everything that a speed table shows; every part in a process of its own.
-
-    Args:
-        spec: the table.
-        device: where the layers and networks run.
-        seconds: time for each contender of a comparison.
-        on_step: called with the fraction done and what comes next.
-
-    Returns:
-        ``layers``: by memory (:data:`whtnet.bench.MEMORY`), by test, by mode, by name: a timing and the best memory
-        format. ``layer_memory``: by test and name, bytes. ``sizes``: by name, by n, seconds.
-        ``networks``: by row, cost, timings and bytes. ``conditions``: backend and environment variables.
-    """
-    networks = [{key: network[key] for key in ("backbone", "policy")} for network in spec.networks]
-    names = {test: [_contender(row) for row in spec.rows if row["test"] == test] for test in TESTS}
-    total = 2 * len(MEMORY) * len(TESTS) + sum(map(len, names.values())) + len(_BATCHES) + len(networks)
-    done = 0
-
-    def run(what: str, **task: Any) -> dict[str, Any]:
-        nonlocal done
-        on_step(done / total, what)
-        threads = torch.get_num_threads()
-        result = measure({**task, "device": str(device), "threads": threads})
-        done += 1
-        return result
-
-    layers: dict[str, Any] = {memory: {} for memory in MEMORY}
-    for memory, test in itertools.product(MEMORY, TESTS):
-        # Compiling takes a minute.
-        chosen = [name for name in names[test] if memory == "recycled" or not name.endswith("_compiled")]
-        layers[memory][test] = {
-            mode: run(
-                f"{test}, {mode}",
-                do="time_layers",
-                test=test,
-                names=chosen,
-                mode=mode,
-                seconds=seconds,
-                memory=memory,
-            )
-            for mode in ("forward", "training")
-        }
-    layer_memory = {
-        test: {
-            name: run(
-                f"{test}, memory of {name}",
-                do="layer_memory",
-                test=test,
-                name=name,
-                memory_format=layers["recycled"][test]["forward"][name]["memory_format"],
-            )["bytes"]
-            for name in names[test]
-            if not name.endswith("_compiled")  # the compiler itself would be counted
-        }
-        for test in TESTS
-    }
-    sizes = run("sizes", do="time_sizes", sizes=SIZES, points=_POINTS, seconds=seconds / 4)
-    steps = [(f"inference_{batch}", "inference", batch, seconds) for batch in _BATCHES]
-    steps.append(("training", "training", _TRAINING_BATCH, 3 * seconds))
-    timed = {
-        key: run(
-            f"networks, {key}",
-            do="time_networks",
-            networks=networks,
-            mode=mode,
-            batch=batch,
-            seconds=time,
-            memory="kept",  # as training does
-        )
-        for key, mode, batch, time in steps
-    }
-    rows = [
-        {
-            "label": row["label"],
-            **network,
-            "cost": timed["training"]["costs"][i],
-            **{key: part["timings"][i] for key, part in timed.items()},
-            "training_bytes": run(
-                f"memory of {row['label']}", do="network_memory", network=network, batch=_TRAINING_BATCH
-            )["bytes"],
-        }
-        for i, (row, network) in enumerate(zip(spec.networks, networks, strict=True))
-    ]
-    conditions = measure({"do": "conditions", "device": str(device)})
-    return {"layers": layers, "layer_memory": layer_memory, "sizes": sizes, "networks": rows, "conditions": conditions}
-
-
-def speed_tables(spec: TableSpec, measured: Mapping[str, Any], place: str) -> list[Table]:
-    """The tables of layers and of networks from what :func:`measure_speed` returned; ``place`` says where that was."""
-    backend = measured["conditions"]["backend"]
-    notes = [f"Measured on {place}, backend `{backend}`, default allocator."]
-    return [
-        Table(
-            spec.title,
-            _LAYER_COLUMNS,
-            _layer_rows(spec, measured, "recycled"),
-            spec.intro,
-            notes,
-            ("layer", "format", "source"),
-        ),
-        *(
-            Table(
-                f"The same with {title}",
-                _LAYER_COLUMNS[:7],
-                [row[:7] for row in _layer_rows(spec, measured, memory)],
-                intro,
-                text_columns=("layer", "format"),
-            )
-            for memory, (title, intro) in _OTHER_MEMORY.items()
-        ),
-        _network_table(measured["networks"]),
-    ]
-
+_LAYER_COLUMNS = (
+    Column("test"),
+    Column("layer"),
+    Column("format"),
+    Column("forward_s", "forward (ms)", ".3f", 1e3),
+    Column("forward_ratio", "× forward", ".1f"),
+    Column("training_s", "forward + backward (ms)", ".3f", 1e3),
+    Column("training_ratio", "× both", ".1f"),
+    Column("peak_bytes", "peak memory (MB)", ".1f", 1e-6),
+    Column("memory_change", "memory", "+.1%"),
+    Column("published_ratio", "published ×", "g"),
+    Column("published_memory_change", "published memory", "+.2%"),
+    Column("source"),
+)
+_TIMES = 7  # the columns of times come first
 
 _OTHER_MEMORY = {
     "fresh": (
@@ -147,50 +37,55 @@ _OTHER_MEMORY = {
     ),
 }
 
-_LAYER_COLUMNS = [
-    "test",
-    "layer",
-    "format",
-    "forward (ms)",
-    "× forward",
-    "forward + backward (ms)",
-    "× both",
-    "peak memory (MB)",
-    "memory",
-    "published ×",
-    "published memory",
-    "source",
-]
+
+def speed_tables(spec: TableSpec, measured: Mapping[str, Any], place: str) -> list[Table]:
+    """The tables of layers and of networks from what :func:`measure_speed` returned; ``place`` says where that was."""
+    notes = [f"Measured on {place}, backend `{measured['conditions']['backend']}`, default allocator."]
+    rows = _layer_rows(spec, measured, "recycled")
+    others = [
+        Table(f"The same with {title}", _LAYER_COLUMNS[:_TIMES], _layer_rows(spec, measured, memory), intro)
+        for memory, (title, intro) in _OTHER_MEMORY.items()
+    ]
+    return [
+        Table(spec.title, _LAYER_COLUMNS, rows, spec.intro, notes),
+        *others,
+        _network_table(measured["networks"]),
+    ]
 
 
-def _contender(row: Mapping[str, Any]) -> str:
-    return row.get("contender", row["id"])
+def _layer_rows(spec: TableSpec, measured: Mapping[str, Any], memory: str) -> list[dict[str, Cell]]:
+    timed = measured["layers"][memory]
+    return [
+        _layer_row(row, measured, memory, contender(first_of_test(spec, row)))
+        for row in spec.rows
+        if contender(row) in timed[row["test"]]["forward"]
+    ]
 
 
-def _layer_rows(spec: TableSpec, measured: Mapping[str, Any], memory: str) -> list[list[str]]:
-    rows = []
-    for row in spec.rows:
-        name, test = _contender(row), row["test"]
-        modes, size = measured["layers"][memory][test], measured["layer_memory"][test]
-        if name not in modes["forward"]:
-            continue
-        first = next(_contender(r) for r in spec.rows if r["test"] == test)
-        published = row.get("published") or {}
-        times = [(modes[mode][name]["median"], modes[mode][first]["median"]) for mode in ("forward", "training")]
-        rows.append(
-            [
-                TESTS[test],
-                row["label"],
-                modes["forward"][name]["memory_format"],
-                *(cell for mine, base in times for cell in (f"{mine * 1e3:.3f}", f"{base / mine:.1f}")),
-                f"{size[name] / 1e6:.1f}" if name in size else "",
-                f"{size[name] / size[first] - 1:+.1%}" if name in size and name != first else "",
-                f"{published['speed']:g}" if "speed" in published else NOT_AT_HAND * bool(published),
-                f"{published['memory']:+.2%}" if "memory" in published else NOT_AT_HAND * bool(published),
-                published.get("source", ""),
-            ]
-        )
-    return rows
+def first_of_test(spec: TableSpec, row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The row of the convolution that a row's layer is compared with."""
+    return next(other for other in spec.rows if other["test"] == row["test"])
+
+
+def _layer_row(row: Mapping[str, Any], measured: Mapping[str, Any], memory: str, base: str) -> dict[str, Cell]:
+    name, test = contender(row), row["test"]
+    modes, sizes = measured["layers"][memory][test], measured["layer_memory"][test]
+    published = row.get("published") or {}
+    missing = NOT_AT_HAND if published else None
+    cells: dict[str, Cell] = {
+        "test": TESTS[test],
+        "layer": row["label"],
+        "format": modes["forward"][name]["memory_format"],
+        "peak_bytes": sizes.get(name),
+        "memory_change": sizes[name] / sizes[base] - 1 if name in sizes and name != base else None,
+        "published_ratio": published.get("speed", missing),
+        "published_memory_change": published.get("memory", missing),
+        "source": published.get("source"),
+    }
+    for mode in ("forward", "training"):
+        mine, theirs = modes[mode][name]["median"], modes[mode][base]["median"]
+        cells |= {f"{mode}_s": mine, f"{mode}_ratio": theirs / mine}
+    return cells
 
 
 def layer_ratios(spec: TableSpec, measured: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
@@ -202,10 +97,8 @@ def layer_ratios(spec: TableSpec, measured: Mapping[str, Any]) -> dict[str, tupl
     ratios = {}
     for row in (row for row in spec.rows if "conv" not in row["id"]):
         modes = measured["layers"]["recycled"][row["test"]]
-        base = next(_contender(r) for r in spec.rows if r["test"] == row["test"])
-        forward, both = (
-            modes[m][base]["median"] / modes[m][_contender(row)]["median"] for m in ("forward", "training")
-        )
+        base = contender(first_of_test(spec, row))
+        forward, both = (modes[m][base]["median"] / modes[m][contender(row)]["median"] for m in ("forward", "training"))
         ratios[f"{row['label']} ({row['test'].upper()})"] = (forward, both)
     return ratios
 
@@ -232,23 +125,37 @@ def _unreplaced(row: Mapping[str, Any], networks: list[Mapping[str, Any]]) -> Ma
     return next(other for other in networks if other["backbone"] == row["backbone"] and other["policy"] == "none")
 
 
+_NETWORK_COLUMNS = (
+    Column("network"),
+    Column("parameters", form=","),
+    Column("macs", "MACs (M)", ",.1f", 1e-6),
+    *(
+        column
+        for batch in BATCHES
+        for column in (
+            Column(f"inference_{batch}_s", f"inference, batch {batch} (ms)", ".2f", 1e3),
+            Column(f"inference_{batch}_ratio", f"× batch {batch}", ".2f"),
+        )
+    ),
+    Column("training_s", f"training step, batch {TRAINING_BATCH} (ms)", ".2f", 1e3),
+    Column("training_ratio", "× training", ".2f"),
+    Column("training_bytes", "training, peak memory (MB)", ",.0f", 1e-6),
+)
+
+
 def _network_table(networks: list[Mapping[str, Any]]) -> Table:
-    body = []
+    rows = []
     for row in networks:
         base = _unreplaced(row, networks)
-        cells = [row["label"], f"{row['cost']['parameters']:,}", f"{row['cost']['macs'] / 1e6:,.1f}"]
-        for key in (*(f"inference_{batch}" for batch in _BATCHES), "training"):
-            mine, theirs = row[key]["median"], base[key]["median"]
-            cells += [f"{mine * 1e3:.2f}", f"{theirs / mine:.2f}"]
-        body.append([*cells, f"{row['training_bytes'] / 1e6:,.0f}"])
-    columns = ["network", "parameters", "MACs (M)"]
-    for batch in _BATCHES:
-        columns += [f"inference, batch {batch} (ms)", f"× batch {batch}"]
-    columns += [f"training step, batch {_TRAINING_BATCH} (ms)", "× training", "training, peak memory (MB)"]
+        cells = {"network": row["label"], "training_bytes": row["training_bytes"]}
+        cells |= {name: row["cost"][name] for name in ("parameters", "macs")}
+        for key in _MODES.values():
+            cells |= {f"{key}_s": row[key]["median"], f"{key}_ratio": base[key]["median"] / row[key]["median"]}
+        rows.append(cells)
     return Table(
         "Speed of whole networks",
-        columns,
-        body,
+        _NETWORK_COLUMNS,
+        rows,
         "Images of 3×32×32, the MobileNets with a CIFAR stem; precision and memory format as training chooses them, "
         "freed memory kept. "
         '"×" is the time of the network without replacements over this one\'s.',

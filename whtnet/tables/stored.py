@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from whtnet.records import read_records
-from whtnet.tables.parameters import coverage_tables, parameter_tables
-from whtnet.tables.render import Table
+from whtnet.tables.counts import coverage_tables, parameter_tables
 from whtnet.tables.spec import TableError, TableSpec
 from whtnet.tables.speed import speed_tables
+from whtnet.tables.table import Table
 from whtnet.tables.training import Counts, TrainedRow, place, trained_rows, training_tables
 
 RECORDS = "runs.jsonl"

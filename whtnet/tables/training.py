@@ -4,12 +4,13 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from whtnet.backbones import build_backbone
 from whtnet.policy import Policy, apply_policy_
-from whtnet.tables.render import NOT_AT_HAND, Table
+from whtnet.tables.counts import relative_change
 from whtnet.tables.spec import TableSpec
+from whtnet.tables.table import NOT_AT_HAND, Cell, Column, Spread, Table, spread
 
 Counts = Mapping[str, Sequence[Mapping[str, int]]]
 """By the id of a row, its :class:`whtnet.cost.Cost` at each of the table's ``counted`` sizes."""
@@ -36,34 +37,17 @@ class TrainedRow:
     records: Sequence[Mapping[str, Any]]
 
     @property
-    def top1(self) -> "Spread":
+    def top1(self) -> Spread:
         """Test accuracy in percent at the last epoch over the seeds."""
-        return spread([record["test_top1"] for record in self.records])
+        return spread([record["test_top1"] for record in self.records], [record["seed"] for record in self.records])
 
-    def curve(self, metric: str) -> dict[int, "Spread"]:
+    def curve(self, metric: str) -> dict[int, Spread]:
         """By epoch, a metric of the histories over the seeds; epochs at which no seed measured it are missing."""
         values: dict[int, list[float]] = {}
         for epoch in (epoch for record in self.records for epoch in record["history"]):
             if epoch.get(metric) is not None:
                 values.setdefault(epoch["epoch"], []).append(epoch[metric])
         return {epoch: spread(values[epoch]) for epoch in sorted(values)}
-
-
-class Spread(NamedTuple):
-    """Mean and sample standard deviation (0 for a single value) of n values."""
-
-    mean: float
-    sd: float
-    n: int
-
-    def __str__(self) -> str:
-        """As ``91.20 ± 0.15 (n=3)``; one value alone has no deviation."""
-        return f"{self.mean:.2f} ± {self.sd:.2f} (n={self.n})" if self.n > 1 else f"{self.mean:.2f} (n=1)"
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """Mean and sample standard deviation of at least one value."""
-    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0, len(values))
 
 
 def count_training_rows(
@@ -130,56 +114,58 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
     return front
 
 
+_COLUMNS = (
+    Column("row"),
+    Column("parameters", form=","),
+    Column("change", form="+.1%"),
+    Column("macs", "MACs (M)", ",.1f", 1e-6),
+    Column("test_top1", "test top-1 (%)", ".2f", spreads=True),
+    Column("published_top1", "published top-1 (%)", ".2f"),
+    Column("published_parameters", "published parameters", ","),
+    Column("source"),
+    Column("recipe"),
+    Column("minutes", "minutes a run", ".1f"),
+)
+
+
 def training_tables(spec: TableSpec, records: Sequence[Mapping[str, Any]], counts: Counts) -> list[Table]:
     """Build the tables of ``spec`` from the records of its runs: the rows, trained or not; what they cost elsewhere."""
     trained = trained_rows(spec, records, counts)
-    rows = []
-    for row in trained:
-        published = row.published
-        rows.append(
-            [
-                row.label,
-                *_cost_cells(row.cost, row.baseline),
-                str(row.top1) if row.records else "not run",
-                f"{published['top1']:.2f}" if "top1" in published else NOT_AT_HAND,
-                f"{published['parameters']:,}" if "parameters" in published else NOT_AT_HAND,
-                published.get("source", ""),
-                _recipe(row.records),
-                _duration(row.records),
-            ]
-        )
-    columns = [
-        "row",
-        *_COST_COLUMNS,
-        "test top-1 (%)",
-        "published top-1 (%)",
-        "published parameters",
-        "source",
-        "recipe",
-        "time a run",
-    ]
     used = [record for row in trained for record in row.records]
-    tables = [Table(spec.title, columns, rows, spec.intro, _provenance(used), ("source", "recipe"))]
+    tables = [Table(spec.title, _COLUMNS, [_cells(row) for row in trained], spec.intro, _provenance(used))]
     return [*tables, _cost_table(spec, counts)] if len(spec.counted) > 1 and counts else tables
 
 
-_COST_COLUMNS = ("parameters", "change", "MACs (M)")
-
-
-def _cost_cells(cost: Mapping[str, int], baseline: Mapping[str, int]) -> list[str]:
-    if not cost:
-        return ["not run", "", ""]
-    change = f"{cost['parameters'] / baseline['parameters'] - 1:+.1%}" if baseline else ""
-    return [f"{cost['parameters']:,}", change, f"{cost['macs'] / 1e6:,.1f}"]
+def _cells(row: TrainedRow) -> dict[str, Cell]:
+    compared = bool(row.cost and row.baseline)
+    return {
+        "row": row.label,
+        "parameters": row.cost.get("parameters", "not run"),
+        "change": relative_change(row.cost, row.baseline) if compared else None,
+        "macs": row.cost.get("macs"),
+        "test_top1": row.top1 if row.records else "not run",
+        "published_top1": row.published.get("top1", NOT_AT_HAND),
+        "published_parameters": row.published.get("parameters", NOT_AT_HAND),
+        "source": row.published.get("source"),
+        "recipe": _recipe(row.records),
+        "minutes": _minutes(row.records),
+    }
 
 
 def _cost_table(spec: TableSpec, counts: Counts) -> Table:
-    columns = ["row", *(f"{size['label']}: {name}" for size in spec.counted for name in ("parameters", "MACs (M)"))]
-    body = []
+    columns = [Column("row")]
+    for size in spec.counted:
+        label = size["label"]
+        columns += [
+            Column(f"{label}: parameters", form=","),
+            Column(f"{label}: macs", f"{label}: MACs (M)", ",.1f", 1e-6),
+        ]
+    rows = []
     for row in spec.rows:
-        cells = ((f"{cost['parameters']:,}", f"{cost['macs'] / 1e6:,.1f}") for cost in counts[row["id"]])
-        body.append([row["label"], *(cell for pair in cells for cell in pair)])
-    return Table(f"{spec.title}: parameters and MACs by size of the images", columns, body)
+        sizes = zip(spec.counted, counts[row["id"]], strict=True)
+        costs = {f"{size['label']}: {name}": cost[name] for size, cost in sizes for name in ("parameters", "macs")}
+        rows.append({"row": row["label"], **costs})
+    return Table(f"{spec.title}: parameters and MACs by size of the images", columns, rows)
 
 
 def _recipe(records: Sequence[Mapping[str, Any]]) -> str:
@@ -190,10 +176,10 @@ def _recipe(records: Sequence[Mapping[str, Any]]) -> str:
     return "; ".join(sorted(recipes))
 
 
-def _duration(records: Sequence[Mapping[str, Any]]) -> str:
+def _minutes(records: Sequence[Mapping[str, Any]]) -> float | None:
     # Not by the clock: a machine that was busy, or slept, for a while says nothing about the run.
     times = [r["epochs"] * statistics.median(epoch["seconds"] for epoch in r["history"]) for r in records]
-    return f"{statistics.median(times) / 60:.1f} min" if times else ""
+    return statistics.median(times) / 60 if times else None
 
 
 def _provenance(records: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -201,7 +187,7 @@ def _provenance(records: Sequence[Mapping[str, Any]]) -> list[str]:
         return []
     places = sorted({place(record["environment"]) for record in records})
     return [
-        "Accuracy at the last epoch, mean ± standard deviation over n seeds; time at the median epoch's speed.",
+        "Accuracy at the last epoch, mean ± standard deviation over n seeds; minutes at the median epoch's speed.",
         *(f"Measured on {p}." for p in places),
     ]
 

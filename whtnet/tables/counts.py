@@ -1,4 +1,4 @@
-"""The parameter table: counted on built models, beside the published numbers."""
+"""The tables of counts, made on built models: beside published numbers, and of every policy on many backbones."""
 
 import copy
 import itertools
@@ -7,8 +7,8 @@ from typing import Any
 
 from whtnet.backbones import build_backbone
 from whtnet.policy import PolicyError, apply_policy_, load_policy, shipped_policies
-from whtnet.tables.render import Table
 from whtnet.tables.spec import TableSpec
+from whtnet.tables.table import Cell, Column, Table
 
 Step = Callable[[str], None]
 
@@ -85,67 +85,88 @@ def coverage_tables(spec: TableSpec, counted: list[dict[str, Any]]) -> list[Tabl
     pairs = {(entry["policy"], entry["backbone"]): entry for entry in counted}
     backbones = list(dict.fromkeys(entry["backbone"] for entry in counted))
     policies = list(dict.fromkeys(entry["policy"] for entry in counted))
-    body = []
-    for policy in policies:
-        cells = []
-        for backbone in backbones:
-            base = pairs["none", backbone]["cost"]["parameters"]
-            entry = pairs[policy, backbone]
-            cells.append(f"{entry['cost']['parameters'] / base - 1:+.1%}" if "cost" in entry else "–")
-        body.append([f"`{policy}`", *cells])
-    refusals: dict[tuple[str, str], list[str]] = {}
-    for backbone, policy in itertools.product(backbones, policies):
-        if error := pairs[policy, backbone].get("error"):
-            reason = error.split(" matches nothing in ")[-1].split(": ", 1)[-1] if "matches" in error else error
-            reason = reason.replace(f"policy '{policy}'", "the policy")
-            refusals.setdefault((backbone, reason), []).append(f"`{policy}`")
-    reasons = Table(
-        "Why a policy refuses",
-        ["backbone", "policies", "reason"],
-        [[backbone, ", ".join(names), reason] for (backbone, reason), names in refusals.items()],
-        text_columns=("policies", "reason"),
-    )
-    columns = ["policy", *(name.split("/")[-1] for name in backbones)]
-    return [Table(spec.title, columns, body, spec.intro), reasons]
+
+    def change(policy: str, backbone: str) -> Cell:
+        entry, base = pairs[policy, backbone], pairs["none", backbone]["cost"]
+        return relative_change(entry["cost"], base) if "cost" in entry else "–"
+
+    rows = [{"policy": f"`{policy}`"} | {name: change(policy, name) for name in backbones} for policy in policies]
+    columns = [Column("policy"), *(Column(name, name.split("/")[-1], "+.1%") for name in backbones)]
+    refused = [pairs[pair[::-1]] for pair in itertools.product(backbones, policies) if "error" in pairs[pair[::-1]]]
+    return [Table(spec.title, columns, rows, spec.intro), _reasons(refused)]
+
+
+def _reasons(refused: list[dict[str, Any]]) -> Table:
+    policies: dict[tuple[str, str], list[str]] = {}
+    for entry in refused:
+        policies.setdefault((entry["backbone"], _reason(entry)), []).append(f"`{entry['policy']}`")
+    rows = [
+        {"backbone": backbone, "policies": ", ".join(names), "reason": reason}
+        for (backbone, reason), names in policies.items()
+    ]
+    return Table("Why a policy refuses", [Column("backbone"), Column("policies"), Column("reason")], rows)
+
+
+def _reason(entry: Mapping[str, Any]) -> str:
+    error = entry["error"]
+    reason = error.split(" matches nothing in ")[-1].split(": ", 1)[-1] if "matches" in error else error
+    return reason.replace(f"policy '{entry['policy']}'", "the policy")
 
 
 def parameter_tables(spec: TableSpec, rows: list[dict[str, Any]], families: list[dict[str, Any]]) -> list[Table]:
     """The table of published counts, and one of all policies for each family."""
-    body = []
-    for row in rows:
-        agrees = "yes" if row["ours"] == row["published"] else f"no ({row['ours'] - row['published']:+,})"
-        kind = "with BN" if row["count"] == "with_bn" else "trainable"
-        body.append(
-            [row["model"], row["replaced"], kind, f"{row['published']:,}", f"{row['ours']:,}", agrees, row["source"]]
-        )
-    columns = ["model", "replaced", "count", "published", "ours", "equal", "source"]
-    tables = [Table(spec.title, columns, body, spec.intro, text_columns=("replaced", "count", "source"))]
+    tables = [Table(spec.title, _PUBLISHED_COLUMNS, [_published_row(row) for row in rows], spec.intro)]
     for backbone in dict.fromkeys(entry["backbone"] for entry in families):
         tables.append(_family_table([entry for entry in families if entry["backbone"] == backbone]))
     return tables
 
 
+_PUBLISHED_COLUMNS = (
+    Column("model"),
+    Column("replaced"),
+    Column("count"),
+    Column("published", form=","),
+    Column("ours", form=","),
+    Column("equal"),
+    Column("source"),
+)
+
+
+def _published_row(row: Mapping[str, Any]) -> dict[str, Cell]:
+    equal = "yes" if row["ours"] == row["published"] else f"no ({row['ours'] - row['published']:+,})"
+    count = "with BN" if row["count"] == "with_bn" else "trainable"
+    return {**{c.name: row.get(c.name) for c in _PUBLISHED_COLUMNS}, "count": count, "equal": equal}
+
+
+_FAMILY_COLUMNS = (
+    Column("policy"),
+    Column("sites", form=","),
+    Column("parameters", form=","),
+    Column("change", form="+.1%"),
+    Column("parameters_with_bn_statistics", "with BN", ","),
+    Column("macs", "MACs (M)", ",.1f", 1e-6),
+    Column("wht_additions", "WHT additions (M)", ",.1f", 1e-6),
+)
+
+
 def _family_table(entries: list[dict[str, Any]]) -> Table:
-    base = next(entry for entry in entries if entry["policy"] == "none")["cost"]["parameters"]
-    body = []
-    skipped = []
-    for entry in sorted(entries, key=lambda e: -e["cost"]["parameters"] if "cost" in e else 0):
-        if "error" in entry:
-            skipped.append(entry["policy"])
-            continue
-        cost = entry["cost"]
-        body.append(
-            [
-                f"`{entry['policy']}`",
-                str(entry["sites"]),
-                f"{cost['parameters']:,}",
-                f"{cost['parameters'] / base - 1:+.1%}",
-                f"{cost['parameters_with_bn_statistics']:,}",
-                f"{cost['macs'] / 1e6:,.1f}",
-                f"{cost['wht_additions'] / 1e6:,.1f}",
-            ]
-        )
+    base = next(entry for entry in entries if entry["policy"] == "none")["cost"]
+    counted = sorted((e for e in entries if "cost" in e), key=lambda e: -e["cost"]["parameters"])
+    rows = [
+        {
+            **entry["cost"],
+            "policy": f"`{entry['policy']}`",
+            "sites": entry["sites"],
+            "change": relative_change(entry["cost"], base),
+        }
+        for entry in counted
+    ]
     size = "×".join(map(str, entries[0]["input_size"]))
-    columns = ["policy", "sites", "parameters", "change", "with BN", "MACs (M)", "WHT additions (M)"]
-    notes = [f"Nothing to replace for: {', '.join(f'`{name}`' for name in skipped)}."] if skipped else []
-    return Table(f"{entries[0]['backbone']}, {size}, all shipped policies", columns, body, notes=notes)
+    refused = ", ".join(f"`{entry['policy']}`" for entry in entries if "error" in entry)
+    notes = [f"Nothing to replace for: {refused}."] if refused else []
+    return Table(f"{entries[0]['backbone']}, {size}, all shipped policies", _FAMILY_COLUMNS, rows, notes=notes)
+
+
+def relative_change(cost: Mapping[str, int], base: Mapping[str, int]) -> float:
+    """By what fraction the parameters are more than the base's."""
+    return cost["parameters"] / base["parameters"] - 1
