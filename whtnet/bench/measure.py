@@ -30,11 +30,10 @@ from whtnet.bench.timing import compare, peak_memory
 from whtnet.errors import UserError
 from whtnet.kernels import backend_for
 from whtnet.layers import BWHT1d, FWHT2d
-from whtnet.memory import keep_freed_memory, recycle_results
+from whtnet.memory import keep_freed_memory
 
 MEMORY = {
-    "recycled": lambda: None,  # as it is without settings
-    "fresh": lambda: recycle_results(0),
+    "default": lambda: None,
     "kept": keep_freed_memory,
 }
 """Where the memory of results on the CPU comes from; see :mod:`whtnet.memory`."""
@@ -145,7 +144,7 @@ def main() -> None:
     device = torch.device(task.pop("device", "cpu"))
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
-    MEMORY[task.pop("memory", "recycled")]()
+    MEMORY[task.pop("memory", "default")]()
     torch.manual_seed(0)
     torch.set_num_threads(task.pop("threads", torch.get_num_threads()))
     print(json.dumps(functions[task.pop("do")](**task, device=device)))

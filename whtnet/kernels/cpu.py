@@ -16,7 +16,6 @@ from torch import Tensor
 from whtnet.kernels.build import load_library
 from whtnet.kernels.lazy import LazyKernel
 from whtnet.kernels.shapes import as_stored, empty_gradient, empty_like_input, empty_pixels, takes
-from whtnet.memory import recycled
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
 _LANES, _POINTS = 0, 1  # layouts, see csrc/spectral.cpp
@@ -67,7 +66,7 @@ def fwht2d(
 ) -> Tensor:
     """``whtnet::fwht2d``; see :func:`whtnet.functional.fwht2d`."""
     x, layout = as_stored(x)
-    y = empty_like_input(x, recycled)
+    y = empty_like_input(x)
     job = _job_2d(x.dtype, x.shape, layout, tuple(threshold.shape), kind, clamp, keep_dc, norm)
     _run(job, x, None, threshold, weight, y, None, None)
     return y
@@ -86,7 +85,7 @@ def fwht2d_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``whtnet::fwht2d_backward``: gradients of the input (empty unless asked for), thresholds and weights."""
     x, layout = as_stored(x)
-    gx = empty_gradient(x, input_gradient, recycled)
+    gx = empty_gradient(x, input_gradient)
     gt = torch.zeros_like(threshold, memory_format=torch.contiguous_format)
     gv = gt.new_zeros(gt.shape if weight is not None else 0)
     job = _job_2d(x.dtype, x.shape, layout, tuple(threshold.shape), kind, clamp, keep_dc, norm)
@@ -99,7 +98,7 @@ def bwht1d(
 ) -> Tensor:
     """``whtnet::bwht1d``; see :func:`whtnet.functional.bwht1d`."""
     x, layout = as_stored(x)
-    y = empty_pixels(x, out_channels, stride, recycled)
+    y = empty_pixels(x, out_channels, stride)
     job = _job_1d(x.dtype, x.shape, layout, threshold.shape[1], out_channels, kind, clamp, keep_dc, norm, stride)
     _run(job, x, None, threshold, None, y, None, None)
     return y
@@ -119,7 +118,7 @@ def bwht1d_backward(
 ) -> tuple[Tensor, Tensor]:
     """``whtnet::bwht1d_backward``: gradients of the input (empty unless asked for) and of the thresholds."""
     x, layout = as_stored(x)
-    gx = empty_gradient(x, input_gradient, recycled)
+    gx = empty_gradient(x, input_gradient)
     if stride != 1:
         gx.zero_()
     gt = torch.zeros_like(threshold, memory_format=torch.contiguous_format)

@@ -1,7 +1,7 @@
 """What the fast backends share: which inputs they take; results of the right shape and memory format."""
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor
@@ -34,23 +34,19 @@ def as_stored(x: Tensor) -> tuple[Tensor, torch.memory_format]:
     return x.contiguous(), torch.contiguous_format
 
 
-NewTensor = Callable[[Tensor, Sequence[int]], Tensor]
-"""Makes an uninitialised tensor of a shape, with type and device of another one."""
-
-
-def empty_like_input(x: Tensor, new: NewTensor = Tensor.new_empty) -> Tensor:
+def empty_like_input(x: Tensor) -> Tensor:
     """A result of the shape of ``x``: channels_last for an input in channels_last, contiguous for any other."""
-    return empty_pixels(x, x.shape[1], 1, new) if is_channels_last(x) else new(x, x.shape)
+    return empty_pixels(x, x.shape[1], 1) if is_channels_last(x) else x.new_empty(x.shape)
 
 
-def empty_gradient(x: Tensor, wanted: bool, new: NewTensor = Tensor.new_empty) -> Tensor:
+def empty_gradient(x: Tensor, wanted: bool) -> Tensor:
     """The gradient of the input of a backward operator: as :func:`empty_like_input`, or empty if it is not wanted."""
-    return empty_like_input(x, new) if wanted else x.new_empty(0)
+    return empty_like_input(x) if wanted else x.new_empty(0)
 
 
-def empty_pixels(x: Tensor, channels: int, stride: int, new: NewTensor = Tensor.new_empty) -> Tensor:
+def empty_pixels(x: Tensor, channels: int, stride: int) -> Tensor:
     """A result for ``x`` ``(N, C, *spatial)`` with other channels, subsampled; the memory format as above."""
     spatial = [(s + stride - 1) // stride for s in x.shape[2:]]
     if is_channels_last(x):
-        return new(x, (x.shape[0], *spatial, channels)).permute(0, 3, 1, 2)
-    return new(x, (x.shape[0], channels, *spatial))
+        return x.new_empty((x.shape[0], *spatial, channels)).permute(0, 3, 1, 2)
+    return x.new_empty((x.shape[0], channels, *spatial))

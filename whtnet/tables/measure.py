@@ -42,14 +42,14 @@ def measure_speed(spec: TableSpec, device: torch.device, seconds: float, on_step
     meter = _Meter(device, layer_tasks + len(BATCHES) + len(spec.networks) + 3, on_step)
     layers = {
         memory: {
-            test: _time_layers(meter, test, (names if memory == "recycled" else plain)[test], memory, seconds)
+            test: _time_layers(meter, test, (names if memory == "default" else plain)[test], memory, seconds)
             for test in TESTS
         }
         for memory in MEMORY
     }
     return {
         "layers": layers,
-        "layer_memory": {test: _layer_bytes(meter, test, layers["recycled"][test], plain[test]) for test in TESTS},
+        "layer_memory": {test: _layer_bytes(meter, test, layers["default"][test], plain[test]) for test in TESTS},
         "sizes": meter("sizes", do="time_sizes", sizes=SIZES, points=_POINTS, seconds=seconds / 4),
         "networks": _measure_networks(meter, spec.networks, seconds),
         "conditions": meter("conditions", do="conditions"),

@@ -25,30 +25,20 @@ _LAYER_COLUMNS = (
 )
 _TIMES = 7  # the columns of times come first
 
-_OTHER_MEMORY = {
-    "fresh": (
-        "fresh memory",
-        "After `whtnet.recycle_results(0)` the layers' results too come from the system in fresh pages each time, "
-        "which for 42 MB costs more than the layer.",
-    ),
-    "kept": (
-        "kept memory",
-        "After `whtnet.keep_freed_memory()`, as in training, the C library keeps freed memory, for all contenders.",
-    ),
-}
-
 
 def speed_tables(spec: TableSpec, measured: Mapping[str, Any], place: str) -> list[Table]:
     """The tables of layers and of networks from what :func:`measure_speed` returned; ``place`` says where that was."""
     notes = [f"Measured on {place}, backend `{measured['conditions']['backend']}`, default allocator."]
-    rows = _layer_rows(spec, measured, "recycled")
-    others = [
-        Table(f"The same with {title}", _LAYER_COLUMNS[:_TIMES], _layer_rows(spec, measured, memory), intro)
-        for memory, (title, intro) in _OTHER_MEMORY.items()
-    ]
+    rows = _layer_rows(spec, measured, "default")
+    kept = Table(
+        "The same with kept memory",
+        _LAYER_COLUMNS[:_TIMES],
+        _layer_rows(spec, measured, "kept"),
+        "After `whtnet.keep_freed_memory()`, as in training, the C library keeps freed memory, for all contenders.",
+    )
     return [
         Table(spec.title, _LAYER_COLUMNS, rows, spec.intro, notes),
-        *others,
+        kept,
         _network_table(measured["networks"]),
     ]
 
@@ -96,7 +86,7 @@ def layer_ratios(spec: TableSpec, measured: Mapping[str, Any]) -> dict[str, tupl
     """
     ratios = {}
     for row in (row for row in spec.rows if "conv" not in row["id"]):
-        modes = measured["layers"]["recycled"][row["test"]]
+        modes = measured["layers"]["default"][row["test"]]
         base = contender(first_of_test(spec, row))
         forward, both = (modes[m][base]["median"] / modes[m][contender(row)]["median"] for m in ("forward", "training"))
         ratios[f"{row['label']} ({row['test'].upper()})"] = (forward, both)
