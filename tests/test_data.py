@@ -18,8 +18,9 @@ from torchvision import transforms
 
 from whtnet.data import SOURCES, DatasetError, DatasetNotFoundError, load_dataset, sources
 from whtnet.data.loaders import crop_and_flip, epoch_generator, seeded
-from whtnet.data.parts import Files, Part, stratified_split
-from whtnet.data.sources import Place, Source
+from whtnet.data.places import MARKERS, Place
+from whtnet.data.sources import Source
+from whtnet.data.splits import Files, Split, stratified_split
 from whtnet.errors import UserError
 
 CPU = torch.device("cpu")
@@ -554,24 +555,27 @@ def test_settings_that_exclude_each_other(folder):
 def test_a_class_without_test_images_does_not_shift_the_others(tmp_path):
     write_images(tmp_path / "train", ["ant", "bee", "cow"], 2)
     write_images(tmp_path / "val", ["ant", "cow"], 2)
-    dataset = from_timm(tmp_path)
+    with pytest.warns(UserWarning, match="val has no images of 'bee'"):
+        dataset = from_timm(tmp_path)
     assert dataset.num_classes == 3
     assert dataset.test.labels.tolist() == [0, 0, 2, 2]
     write_images(tmp_path / "odd", ["ant", "dog"], 1)
-    with pytest.raises(DatasetError, match="lacks: dog"):
+    with pytest.raises(DatasetError, match="lacks: 'dog'"):
         from_timm(tmp_path, test_split="odd")
 
 
 def test_missing_and_empty_splits_are_named(folder):
-    with pytest.raises(DatasetNotFoundError, match=r"timm.*no test or test\.tar there"):
+    with pytest.raises(
+        DatasetNotFoundError, match=r"timm.*no test, folder or \.tar; there: train, val; dataset\.test_split"
+    ):
         from_timm(folder, test_split="test")
     with pytest.raises(DatasetNotFoundError, match="no train"):
         load_dataset("timm")
     (folder / "empty").mkdir()
-    with pytest.raises(DatasetError, match=r"test part, .*empty, has no images"):
+    with pytest.raises(DatasetError, match=r"test split, .*empty, has no images"):
         from_timm(folder, test_split="empty")
     tarfile.open(folder / "bare.tar", "w").close()
-    with pytest.raises(DatasetError, match=r"training part, .*bare\.tar, has no images"):
+    with pytest.raises(DatasetError, match=r"training split, .*bare\.tar, has no images"):
         from_timm(folder, train_split="bare")
     with pytest.raises(DatasetError, match="no random access"):
         from_timm(folder, source="wds/shards")
@@ -582,14 +586,6 @@ def test_a_broken_image_is_named(folder, in_memory):
     (folder / "val" / "bee" / "001.png").write_bytes(b"no image")
     with pytest.raises(DatasetError, match=r"001\.png can't be decoded"):
         everything(loaders(from_timm(folder, in_memory=in_memory), workers=2).test)
-
-
-def test_grey_and_transparent_images_become_rgb(tmp_path):
-    for split in ("train", "val"):
-        write_images(tmp_path / split, ["ant"], 1, size=lambda i: (16, 16))
-        for i, mode in enumerate(("L", "RGBA", "P")):
-            picture(i, (16, 16), mode).save(tmp_path / split / "ant" / f"{mode}.png")
-    assert from_timm(tmp_path).train.images.shape == (4, 3, 16, 16)
 
 
 def test_hugging_face_data_sets(folder):
@@ -607,8 +603,8 @@ def test_a_hugging_face_data_set_that_can_not_be_had(monkeypatch):
     def unreachable(*args, **kwargs):
         raise ConnectionError("no route")
 
-    monkeypatch.setattr("whtnet.data.parts.create_dataset", unreachable)
-    with pytest.raises(DatasetNotFoundError, match=r"timm was not found.*hfds/someone/thing: no route"):
+    monkeypatch.setattr("whtnet.data.hub.create_dataset", unreachable)
+    with pytest.raises(DatasetNotFoundError, match=r"hfds/someone/thing can't be had: no route"):
         load_dataset("timm", source="hfds/someone/thing")
 
 
@@ -637,8 +633,8 @@ def test_unknown_names_and_options_list_the_choices():
         ({"mean": [0.5]}, "mean"),
         ({"std": [0.5, 0.0, 0.5]}, "std"),
         ({"std": 0.5}, "std"),
-        ({"train_size": 0}, "the train part of synthetic is empty"),
-        ({"test_size": 0}, "the test part of synthetic is empty"),
+        ({"train_size": 0}, "the train split of synthetic is empty"),
+        ({"test_size": 0}, "the test split of synthetic is empty"),
     ],
 )
 def test_wrong_values_name_the_culprit(options, culprit):
@@ -655,13 +651,13 @@ def test_wrong_batch_size():
 def test_labels_out_of_range(monkeypatch, label):
     def broken(place, download, *, bad=2):
         images = torch.zeros(5, 3, 8, 8, dtype=torch.uint8)
-        good = Part(images, torch.tensor([0, 1, 2, 0, 1]))
-        return Source(("a", "b", "c"), good, Part(images, torch.tensor([0, 1, bad, 0, 1])), (0.5,) * 3, (0.5,) * 3)
+        good = Split(images, torch.tensor([0, 1, 2, 0, 1]))
+        return Source(("a", "b", "c"), good, Split(images, torch.tensor([0, 1, bad, 0, 1])), (0.5,) * 3, (0.5,) * 3)
 
     monkeypatch.setitem(SOURCES, "broken", broken)
     load_dataset("broken", bad=2)
     with pytest.raises(
-        ValueError, match=rf"test part of broken has 1 labels outside 0\.\.2; the first is {label}, of image 2"
+        ValueError, match=rf"test split of broken has 1 labels outside 0\.\.2; the first is {label}, of image 2"
     ):
         load_dataset("broken", bad=label)
 
@@ -694,9 +690,7 @@ def test_configs_hold_what_load_dataset_takes(name):
 # --- the real thing --------------------------------------------------------------------------------------------------
 
 _data = Path(os.environ.get("WHTNET_DATA", "") or "nowhere").absolute()
-_cifar10 = next(
-    (p for p in (_data / "cifar10", _data) if any((p / m).exists() for m in sources.MARKERS["cifar10"])), None
-)
+_cifar10 = next((p for p in (_data / "cifar10", _data) if any((p / m).exists() for m in MARKERS["cifar10"])), None)
 
 
 @pytest.mark.slow

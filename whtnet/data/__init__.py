@@ -1,8 +1,9 @@
 """Data sets as batches of normalised images: where they come from (`sources`), how they are batched (`loaders`)."""
 
 from whtnet.data.dataset import ImageDataset, load_dataset
+from whtnet.data.errors import DatasetError, DatasetNotFoundError
+from whtnet.data.identity import data_identity
 from whtnet.data.loaders import Loader, Loaders
-from whtnet.data.parts import DatasetError, DatasetNotFoundError
 from whtnet.data.sources import SOURCES
 
 __all__ = [
@@ -12,5 +13,6 @@ __all__ = [
     "ImageDataset",
     "Loader",
     "Loaders",
+    "data_identity",
     "load_dataset",
 ]

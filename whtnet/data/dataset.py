@@ -1,4 +1,4 @@
-"""A data set by its name: read, checked, perhaps with a part held out, ready to be batched."""
+"""A data set by its name: read, checked, perhaps with images held out, ready to be batched."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -7,37 +7,41 @@ from typing import Any
 import torch
 from timm.data import create_transform
 
+from whtnet.data.errors import DatasetError
 from whtnet.data.loaders import FileLoader, Loader, Loaders, MemoryLoader
-from whtnet.data.parts import DatasetError, Files, Part, Triple, stratified_split
+from whtnet.data.places import few
 from whtnet.data.sources import read_source
+from whtnet.data.splits import Files, Split, Triple, stratified_split
 from whtnet.settings import check_arguments
 
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """Images of known classes, split in training and test part.
+    """Images of known classes, with a training and a test split.
 
     Attributes:
         name: of the data set.
+        title: what a person calls it, such as the name of its folder.
         classes: their names, in the order of the labels.
         input_size: (C, H, W).
         mean: of each channel, subtracted from pixels in 0..1.
         std: of each channel, divided by.
         train: what is trained on.
         test: the official test set.
-        holdout: a part of the official training set that isn't trained on, or None.
+        holdout: images of the official training set that aren't trained on, or None.
         crop_padding: black pixels around a training image before a random crop back to its size; 0 for no crop.
         flip: mirror training images at random.
     """
 
     name: str
+    title: str
     classes: list[str]
     input_size: tuple[int, int, int]
     mean: Triple
     std: Triple
-    train: Part = field(repr=False)
-    test: Part = field(repr=False)
-    holdout: Part | None = field(default=None, repr=False)
+    train: Split = field(repr=False)
+    test: Split = field(repr=False)
+    holdout: Split | None = field(default=None, repr=False)
     crop_padding: int = 0
     flip: bool = False
 
@@ -48,9 +52,17 @@ class ImageDataset:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Number of images of each part there is."""
-        parts = {"train": self.train, "test": self.test, "holdout": self.holdout}
-        return {split: len(part) for split, part in parts.items() if part is not None}
+        """Number of images of each split there is."""
+        splits = {"train": self.train, "test": self.test, "holdout": self.holdout}
+        return {name: len(split) for name, split in splits.items() if split is not None}
+
+    @property
+    def summary(self) -> str:
+        """One line for a person, such as ``flowers: 2 classes (rose, tulip), 8 training and 8 test images``."""
+        held = f", {len(self.holdout):,} held out" if self.holdout else ""
+        classes = "1 class" if self.num_classes == 1 else f"{self.num_classes:,} classes"
+        counts = f"{len(self.train):,} training{held} and {len(self.test):,} test images"
+        return f"{self.title}: {classes} ({few(self.classes)}), {counts}"
 
     def loaders(
         self,
@@ -62,10 +74,10 @@ class ImageDataset:
         channels_last: bool = False,
         workers: int = 2,
     ) -> Loaders:
-        """Loaders of all parts.
+        """Loaders of all splits.
 
         Args:
-            batch_size: images a training step; a larger one than the training part is cut down to it.
+            batch_size: images a training step; a larger one than the training split is cut down to it.
             device: of the batches; a GPU also keeps the images of a data set that is in memory.
             seed: of order and augmentation, at least 0.
             eval_batch_size: images a step in evaluation; None for ``batch_size``.
@@ -76,12 +88,12 @@ class ImageDataset:
             DatasetError: for a batch size below 1, or augmentation that can't be.
         """
 
-        def loader(part: Part, size: int, seed: int | None = None) -> Loader:
+        def loader(split: Split, size: int, seed: int | None = None) -> Loader:
             common = {"batch_size": size, "device": device, "channels_last": channels_last, "seed": seed}
-            if isinstance(part.images, Files):
-                return FileLoader(part, self._transform(part.images, seed is not None), workers=workers, **common)
+            if isinstance(split.images, Files):
+                return FileLoader(split, self._transform(split.images, seed is not None), workers=workers, **common)
             augmentation = {"crop_padding": self.crop_padding, "flip": self.flip}
-            return MemoryLoader(part, mean=self.mean, std=self.std, **augmentation, **common)
+            return MemoryLoader(split, mean=self.mean, std=self.std, **augmentation, **common)
 
         eval_size = batch_size if eval_batch_size is None else eval_batch_size
         holdout = None if self.holdout is None else loader(self.holdout, eval_size)
@@ -101,7 +113,7 @@ class ImageDataset:
 def load_dataset(
     name: str,
     *,
-    root: str | None = None,
+    root: str | int | None = None,
     download: bool = True,
     holdout: float = 0.0,
     crop_padding: int = 0,
@@ -117,9 +129,9 @@ def load_dataset(
 
     Args:
         name: ``digits``, ``cifar10``, ``cifar100``, ``fashion_mnist``, ``timm`` or ``synthetic``.
-        root: folder of a local copy, see :mod:`whtnet.data.sources`.
+        root: folder of a local copy, see :mod:`whtnet.data.places`.
         download: download what is missing, where torchvision can.
-        holdout: fraction of the training part to hold out for choices such as the best epoch; drawn by class, always
+        holdout: fraction of the training split to hold out for choices such as the best epoch; drawn by class, always
             the same images.
         crop_padding: crop training images at random after surrounding them with so many black pixels; in memory only:
             otherwise timm crops and resizes at random.
@@ -129,7 +141,7 @@ def load_dataset(
         options: of the data set: see the ``timm`` and ``synthetic`` sources.
 
     Raises:
-        DatasetError: a ValueError, for an unknown name or option, a value that can't be, an empty part, labels out of
+        DatasetError: a ValueError, for an unknown name or option, a value that can't be, an empty split, labels out of
             range.
         DatasetNotFoundError: a RuntimeError, if the data is neither here nor could be downloaded.
     """
@@ -151,6 +163,7 @@ def load_dataset(
         train, held = train.subset(rest), train.subset(chosen)
     return ImageDataset(
         name=name,
+        title=source.title or name,
         classes=list(source.classes),
         input_size=(3, *(images.size if isinstance(images, Files) else images.shape[-2:])),
         mean=_three("mean", source.mean if mean is None else mean),

@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from torch.utils import data
 
 from whtnet import distributed
-from whtnet.data.parts import DatasetError, Part, Triple
+from whtnet.data.errors import DatasetError
+from whtnet.data.splits import Split, Triple
 from whtnet.seeding import mix_seeds
 
 Batch = tuple[Tensor, Tensor]
@@ -33,7 +34,7 @@ class Loader:
     those that are empty.
 
     Args:
-        part: images and labels.
+        split: images and labels.
         batch_size: images a batch, over all processes; cut down to as many as there are.
         device: of the batches.
         channels_last: memory format of the images.
@@ -46,7 +47,7 @@ class Loader:
 
     def __init__(
         self,
-        part: Part,
+        split: Split,
         *,
         batch_size: int,
         device: torch.device,
@@ -55,10 +56,10 @@ class Loader:
     ) -> None:
         if batch_size < 1:
             raise DatasetError(f"the batch size must be at least 1, got {batch_size}")
-        self.part, self.device, self.seed = part, device, seed
+        self.split, self.device, self.seed = split, device, seed
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.batch_size = min(batch_size, len(part))
-        self.num_samples = len(part) if seed is None else len(part) // self.batch_size * self.batch_size
+        self.batch_size = min(batch_size, len(split))
+        self.num_samples = len(split) if seed is None else len(split) // self.batch_size * self.batch_size
         if seed is not None and self.batch_size < distributed.count():
             raise DatasetError(
                 f"a batch of {self.batch_size} images can't be shared by {distributed.count()} processes; "
@@ -89,7 +90,7 @@ class Loader:
     def _order(self, generator: torch.Generator) -> Tensor:
         if self.seed is None:
             return torch.arange(self.num_samples)
-        return torch.randperm(len(self.part), generator=generator)[: self.num_samples]
+        return torch.randperm(len(self.split), generator=generator)[: self.num_samples]
 
     def _shares(self, plan: Tensor) -> list[Tensor]:
         """This process's part of every batch of ``plan``, ``(..., images)``."""
@@ -111,7 +112,7 @@ class MemoryLoader(Loader):
     """Batches from decoded images, which stay on the device if it is a GPU, else in main memory.
 
     Args:
-        part: the decoded images and labels.
+        split: the decoded images and labels.
         mean: of each channel, in 0..1 units.
         std: of each channel, likewise.
         crop_padding: width of the black border in which training images are shifted at random (:func:`crop_and_flip`).
@@ -120,11 +121,11 @@ class MemoryLoader(Loader):
     """
 
     def __init__(
-        self, part: Part, mean: Triple, std: Triple, *, crop_padding: int = 0, flip: bool = False, **options: Any
+        self, split: Split, mean: Triple, std: Triple, *, crop_padding: int = 0, flip: bool = False, **options: Any
     ) -> None:
-        super().__init__(part, **options)
+        super().__init__(split, **options)
         self.store = self.device if self.device.type == "cuda" else torch.device("cpu")
-        self.images, self.labels = part.images.to(self.store), part.labels.to(self.store)
+        self.images, self.labels = split.images.to(self.store), split.labels.to(self.store)
         self.mean, self.std = (torch.tensor(values, device=self.device).view(1, -1, 1, 1) for values in (mean, std))
         self.crop_padding, self.flip = crop_padding, flip
         self.augments = self.seed is not None and (crop_padding > 0 or flip)
@@ -151,39 +152,50 @@ class FileLoader(Loader):
     """Batches of images that are decoded, transformed and normalised in worker processes.
 
     Args:
-        part: the files and labels.
+        split: the files and labels.
         transform: from an image to a normalised tensor ``(C, H, W)``.
         workers: processes; 0 for none.
         options: of :class:`Loader`.
     """
 
     def __init__(
-        self, part: Part, transform: Callable[[Image.Image], Tensor], *, workers: int = 2, **options: Any
+        self, split: Split, transform: Callable[[Image.Image], Tensor], *, workers: int = 2, **options: Any
     ) -> None:
-        super().__init__(part, **options)
+        super().__init__(split, **options)
         self.transform, self.workers = transform, workers
 
     def __iter__(self) -> Iterator[Batch]:
         generator = epoch_generator(self.seed or 0, self.epoch)
         batches = data.DataLoader(
-            _Transformed(self.part, self.transform, None if self.seed is None else (self.seed, self.epoch)),
+            _Transformed(self.split, self.transform, None if self.seed is None else (self.seed, self.epoch)),
             batch_sampler=[share.tolist() for share in self._shares(self._order(generator))],
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
             generator=generator,  # otherwise each pass would draw from, and so change, the global generator
         )
-        self.part.images.close()
-        for images, labels in batches:
+        for images, labels in _telling(batches):
             images = images.to(self.device, non_blocking=True).contiguous(memory_format=self.memory_format)
             yield images, labels.to(self.device, non_blocking=True)
 
 
+def _telling(batches: data.DataLoader) -> Iterator[Any]:
+    """The batches; of a DatasetError in a worker the message alone, without the worker's traceback before it."""
+    try:
+        yield from batches
+    except DatasetError as error:
+        raise DatasetError(
+            str(error).splitlines()[-1].removeprefix(f"{DatasetError.__module__}.DatasetError: ")
+        ) from None
+
+
 class _Transformed(data.Dataset):
-    def __init__(self, part: Part, transform: Callable[[Image.Image], Tensor], entropy: tuple[int, int] | None) -> None:
-        self.part, self.transform, self.entropy = part, transform, entropy
+    def __init__(
+        self, split: Split, transform: Callable[[Image.Image], Tensor], entropy: tuple[int, int] | None
+    ) -> None:
+        self.split, self.transform, self.entropy = split, transform, entropy
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        image, label = self.part.images.open(index), self.part.labels[index]
+        image, label = self.split.images.open(index), self.split.labels[index]
         with seeded(*self.entropy, index) if self.entropy else contextlib.nullcontext():
             return self.transform(image), label
 

@@ -1,15 +1,9 @@
-"""Where images come from: every source gives a training part and a test part, decoded in memory or as files.
-
-``root`` says where a local copy lies. Without it, ``$WHTNET_DATA/<name>`` is used if it exists, else ``$WHTNET_DATA``
-if it holds the data, else ``./data/<name>``.
-"""
+"""Where images come from: every source gives a training split and a test split, decoded in memory or as files."""
 
 import functools
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,20 +13,15 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.nn import functional as F
 
-from whtnet.data.parts import DatasetError, DatasetNotFoundError, Part, Triple, open_parts, stratified_split
+from whtnet.data.errors import DatasetError, DatasetNotFoundError
+from whtnet.data.folders import Listing
+from whtnet.data.hub import open_hub
+from whtnet.data.places import Place, list_splits, open_folders
+from whtnet.data.splits import Split, Triple, stratified_split
 from whtnet.files import locked
 from whtnet.settings import check_arguments
 
 SMALL_SET = 10_000  # images; up to here images of any size are resized once and kept
-ALL_VALIDATION = ("validation", "val", "valid", "eval")
-
-# Files in $WHTNET_DATA itself that tell that it holds this data set.
-MARKERS = {
-    "cifar10": ("train.tar", "cifar-10-batches-py"),
-    "cifar100": ("cifar-100-python",),
-    "fashion_mnist": ("FashionMNIST",),
-    "timm": ("train", "train.tar"),
-}
 
 # Class in torchvision, number of classes, mean and standard deviation. CIFAR-10's deviations are those of the authors'
 # recipe (means over images of each image's own); the others are those of all pixels, of 28×28 images for Fashion-MNIST.
@@ -45,56 +34,24 @@ TORCHVISION: dict[str, tuple[str, int, Triple, Triple]] = {
 
 @dataclass(frozen=True)
 class Source:
-    """A data set as read: class names, both parts, and the normalisation it is published with (in 0..1 units)."""
+    """A data set as read: class names, both splits, and the normalisation it is published with (in 0..1 units).
+
+    Its ``title`` is what a person calls it, such as the name of its folder; empty for the name of the source.
+    """
 
     classes: tuple[str, ...]
-    train: Part
-    test: Part
+    train: Split
+    test: Split
     mean: Triple
     std: Triple
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the data set called ``name`` is expected, and where else it was looked for."""
-
-    name: str
-    root: Path
-    explicit: bool
-    looked: tuple[Path, ...]
-
-    @classmethod
-    def find(cls, name: str, root: str | None) -> "Place":
-        """Apply the rule at the top of this module."""
-        if root is not None:
-            path = Path(root).expanduser().absolute()
-            return cls(name, path, True, (path,))
-        local = Path("data", name).absolute()
-        if not (variable := os.environ.get("WHTNET_DATA")):
-            return cls(name, local, False, (local,))
-        base = Path(variable).expanduser().absolute()
-        found = local
-        if (base / name).exists():
-            found = base / name
-        elif any((base / marker).exists() for marker in MARKERS.get(name, ())):
-            found = base
-        return cls(name, found, False, (base / name, base, local))
-
-    def missing(self, reason: object) -> DatasetNotFoundError:
-        """The error to raise when the data isn't there."""
-        looked = ", ".join(str(path) for path in self.looked)
-        reason = " ".join(str(reason).split())  # torchvision's spans lines
-        return DatasetNotFoundError(
-            f"the data set {self.name} was not found; looked in {looked} ({reason}). Set dataset.root=FOLDER, or "
-            "WHTNET_DATA in the environment, to a local copy, or dataset.download=true on a machine with a network"
-        )
+    title: str = ""
 
 
 def read_source(name: str, root: str | None = None, download: bool = True, **options: Any) -> Source:
     """Read the data set called ``name``; the same arguments give the same, already decoded, images within a process.
 
     Raises:
-        DatasetError: for an unknown name or option, an empty part, labels out of range, images that can't be decoded.
+        DatasetError: for an unknown name or option, an empty split, labels out of range, images that can't be decoded.
         DatasetNotFoundError: if the data is neither here nor could be downloaded.
     """
     if name not in SOURCES:
@@ -104,14 +61,31 @@ def read_source(name: str, root: str | None = None, download: bool = True, **opt
         takes = f"it takes {', '.join(known)}" if known else "it takes none"
         raise DatasetError(f"unknown option dataset.{unknown[0]} of {name}; {takes}")
     check_arguments(SOURCES[name], options, "dataset", DatasetError)
-    return _read(Place.find(name, root), download, json.dumps(options, sort_keys=True))
+    place = Place.find(name, root)
+    return _read(place, download, json.dumps(options, sort_keys=True), _listings(place, **options))
+
+
+def _listings(
+    place: Place,
+    *,
+    source: str = "",
+    train_split: str | int = "train",
+    test_split: str | int = "validation",
+    class_depth: int | None = None,
+    **others: Any,
+) -> tuple[Listing, Listing] | None:
+    """The images of one's own folders and tars."""
+    if place.name != "timm" or source:
+        return None
+    return list_splits(place.splits(train_split, test_split), class_depth)
 
 
 @functools.lru_cache(maxsize=2)  # one for now, one to compare with
-def _read(place: Place, download: bool, options: str) -> Source:
+def _read(place: Place, download: bool, options: str, listings: tuple[Listing, Listing] | None) -> Source:
+    """Read a set once; ``listings`` are other ones when folders or tars have changed."""
     source = SOURCES[place.name](place, download, **json.loads(options))
     for split in ("train", "test"):
-        getattr(source, split).check(f"the {split} part of {place.name}", len(source.classes))
+        getattr(source, split).check(f"the {split} split of {place.name}", len(source.classes))
     return source
 
 
@@ -121,7 +95,7 @@ def _digits(place: Place, download: bool) -> Source:
     labels = torch.from_numpy(data.target).long()
     small = torch.from_numpy(data.images).float().unsqueeze(1) * (255 / 16)
     images = F.interpolate(small, size=32, mode="bilinear").round().to(torch.uint8).repeat(1, 3, 1, 1)
-    train, test = (Part(images[i], labels[i]) for i in stratified_split(labels, 0.2))
+    train, test = (Split(images[i], labels[i]) for i in stratified_split(labels, 0.2))
     pixels = train.images[:, 0].double() / 255
     mean, std = pixels.mean().item(), pixels.std(correction=0).item()
     return Source(tuple("0123456789"), train, test, (mean,) * 3, (std,) * 3)
@@ -136,13 +110,13 @@ def _synthetic(
     generator = torch.Generator().manual_seed(0)
     patterns = F.interpolate(torch.rand(num_classes, 3, 4, 4, generator=generator) * 255, size=size)
 
-    def part(count: int) -> Part:
+    def split(count: int) -> Split:
         labels = torch.arange(count) % num_classes
         noise = torch.randn(count, *patterns.shape[1:], generator=generator) * 32
-        return Part((patterns[labels] + noise).clamp(0, 255).to(torch.uint8), labels)
+        return Split((patterns[labels] + noise).clamp(0, 255).to(torch.uint8), labels)
 
     classes = tuple(f"class {i}" for i in range(num_classes))
-    return Source(classes, part(train_size), part(test_size), (0.5,) * 3, (0.25,) * 3)
+    return Source(classes, split(train_size), split(test_size), (0.5,) * 3, (0.25,) * 3)
 
 
 def _torchvision(place: Place, download: bool) -> Source:
@@ -153,10 +127,10 @@ def _torchvision(place: Place, download: bool) -> Source:
     class_name, num_classes, mean, std = TORCHVISION[place.name]
     tars = [place.root / "train.tar", place.root / "test.tar"]
     if place.name.startswith("cifar") and all(tar.exists() for tar in tars):
-        classes, parts = open_parts("", tars, (32, 32))
+        classes, splits = open_folders(list_splits(tars), (32, 32))
         if len(classes) != num_classes:
             raise DatasetError(f"{tars[0]} has {len(classes)} classes, but {place.name} has {num_classes}")
-        return Source(classes, *(part.decode() for part in parts), mean, std)
+        return Source(classes, *(split.decode() for split in splits), mean, std)
 
     def read(download: bool) -> list[Any]:
         dataset = getattr(torchvision.datasets, class_name)
@@ -172,7 +146,7 @@ def _torchvision(place: Place, download: bool) -> Source:
                 sets = read(download=True)
     except (OSError, RuntimeError) as error:  # not there or damaged; no network
         raise place.missing(error) from error
-    train, test = (Part(_as_rgb32(torch.as_tensor(s.data)), torch.as_tensor(s.targets)) for s in sets)
+    train, test = (Split(_as_rgb32(torch.as_tensor(s.data)), torch.as_tensor(s.targets)) for s in sets)
     return Source(tuple(sets[0].classes), train, test, mean, std)
 
 
@@ -187,8 +161,9 @@ def _timm(
     download: bool,
     *,
     source: str = "",
-    train_split: str = "train",
-    test_split: str = "validation",
+    train_split: str | int = "train",
+    test_split: str | int = "validation",
+    class_depth: int | None = None,
     input_size: int | Sequence[int] = 224,
     crop_pct: float = 1.0,
     in_memory: bool | str = "auto",
@@ -196,7 +171,7 @@ def _timm(
     transform: Mapping[str, Any] | None = None,
     reader: Mapping[str, Any] | None = None,
 ) -> Source:
-    """Anything that timm reads by index: folders or tars in ``root``, one per split, or ``source=hfds/...``.
+    """Images of one's own: folders or tars in ``root``, one per split (:mod:`whtnet.data.folders`), or ``hfds/...``.
 
     Args:
         place: where the splits are, or the cache of Hugging Face data sets.
@@ -204,48 +179,52 @@ def _timm(
         source: empty, or the name of a Hugging Face data set after ``hfds/``.
         train_split: folder or tar in ``root``, or name of a split.
         test_split: likewise; ``validation`` also finds ``val``, ``valid`` and ``eval``.
+        class_depth: levels of folders that name a class; None for one, unless that is doubtful.
         input_size: side of the images, (H, W) or (C, H, W).
         crop_pct: side of the centre crop over the shorter side of the resized image.
         in_memory: decode everything once; ``auto`` does so if it takes at most ``memory_limit_gib`` and either all
             images have the right size (a sample is looked at) or there are few of them, and no ``transform`` is given.
         memory_limit_gib: for ``auto``, of the decoded images of both splits.
         transform: keywords of :func:`timm.data.create_transform` for training images that are not in memory.
-        reader: keywords of timm's reader, such as ``{input_key: img, target_key: fine_label}``.
+        reader: keywords of timm's reader of Hugging Face data sets, such as ``{input_key: img}``.
     """
     if in_memory not in ("auto", True, False):
         raise DatasetError(f"dataset.in_memory must be auto, true or false, got {in_memory!r}")
     if in_memory is True and transform:
         raise DatasetError("dataset.transform is for images that are not in memory; set dataset.in_memory=false")
     size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)[-2:]
-    splits: list[Any] = [train_split, test_split]
-    if not source:
-        splits = [_split_path(place, split) for split in splits]
-    elif not source.lower().startswith("hfds/"):
+    if source:
+        title, (classes, splits) = source, _hub(place, source, [str(train_split), str(test_split)], size, reader or {})
+    elif reader:
+        raise DatasetError("dataset.reader is for dataset.source=hfds/NAME; folders and tars are read by one rule")
+    else:
+        listings = list_splits(place.splits(train_split, test_split), class_depth)
+        title, (classes, splits) = place.root.name, open_folders(listings, size)
+    splits = [replace(s, images=replace(s.images, crop_pct=crop_pct, transform=transform or {})) for s in splits]
+    if in_memory is True or (in_memory == "auto" and not transform and _fits(splits, memory_limit_gib)):
+        splits = [split.decode() for split in splits]
+    return Source(classes, *splits, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, title)
+
+
+def _hub(
+    place: Place, source: str, splits: Sequence[str], size: tuple[int, int], reader: Mapping[str, Any]
+) -> tuple[tuple[str, ...], list[Split]]:
+    if not source.lower().startswith("hfds/"):
         raise DatasetError(f"dataset.source={source!r} has no random access; use a folder, a tar or hfds/NAME")
     try:
-        classes, parts = open_parts(source, splits, size, place.root if place.explicit else None, **(reader or {}))
+        return open_hub(source, splits, size, place.root if place.explicit else None, **reader)
     except (ImportError, OSError) as error:  # the package `datasets` is missing, or no network
-        raise place.missing(f"timm could not open {source or splits}: {error}") from error
-    parts = [replace(p, images=replace(p.images, crop_pct=crop_pct, transform=transform or {})) for p in parts]
-    if in_memory is True or (in_memory == "auto" and not transform and _fits(parts, memory_limit_gib)):
-        parts = [part.decode() for part in parts]
-    return Source(classes, *parts, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+        reason = " ".join(str(error).split())
+        raise DatasetNotFoundError(
+            f"the data set {source} can't be had: {reason}; it needs a network, or its cache in dataset.root=FOLDER"
+        ) from error
 
 
-def _split_path(place: Place, split: str) -> Path:
-    names = dict.fromkeys([split, *(ALL_VALIDATION if split in ALL_VALIDATION else ())])
-    paths = [place.root / f"{name}{suffix}" for name in names for suffix in ("", ".tar")]
-    for path in paths:
-        if path.exists():
-            return path
-    raise place.missing(f"no {' or '.join(path.name for path in paths)} there")
-
-
-def _fits(parts: Sequence[Part], limit_gib: float) -> bool:
-    count, (height, width) = sum(map(len, parts)), parts[0].images.size
+def _fits(splits: Sequence[Split], limit_gib: float) -> bool:
+    count, (height, width) = sum(map(len, splits)), splits[0].images.size
     if count * 3 * height * width > limit_gib * 2**30:
         return False
-    files = parts[0].images
+    files = splits[0].images
     sample = range(0, len(files), max(1, len(files) // 64))
     return count <= SMALL_SET or all(files.open(i).size == (width, height) for i in sample)
 

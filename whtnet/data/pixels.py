@@ -1,0 +1,63 @@
+"""From an image file to pixels: the one way in training, evaluation and prediction."""
+
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from whtnet.data.errors import DatasetError
+
+# Opened by Pillow, but only to hand them on to a program that may not be there, or without pixels at all.
+_WITHOUT_PIXELS = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
+
+
+def image_suffixes() -> frozenset[str]:
+    """Lower-case endings of the files that Pillow reads here, such as ``.webp``."""
+    Image.init()
+    formats = (set(Image.OPEN) | {"MPO"}) - _WITHOUT_PIXELS  # MPO is opened as JPEG
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in formats)
+
+
+def open_rgb(file: str | Path | BinaryIO, name: str = "") -> Image.Image:
+    """Decode an image, the first one of several in a file: ``(H, W, 3)``, uint8, upright.
+
+    Args:
+        file: the encoded image.
+        name: for messages; the path if empty.
+
+    Raises:
+        DatasetError: if it can't be decoded, or has no range of brightness that is known (:func:`to_rgb`).
+    """
+    try:
+        with Image.open(file) as image:
+            return to_rgb(image)
+    except Exception as error:  # on a damaged file, Pillow's readers raise nearly anything
+        raise DatasetError(f"{name or file} can't be decoded as an image: {error}") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Turn an image as EXIF says, and bring any kind of pixel to RGB of 8 bits.
+
+    16-bit grey is scaled (65535 is white), not clipped. What is transparent lies on white, as in most viewers. CMYK is
+    converted by Pillow's rule, without a colour profile; it knows that JPEG files of that kind are inverted.
+
+    Raises:
+        ValueError: for floating-point pixels and integers outside 0..65535, whose white is unknown.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of unknown range; save it with 8 or 16 bits")
+    if image.mode.startswith("I"):
+        return _from_16_bits(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_16_bits(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"its pixels go from {values.min()} to {values.max()}; save it with 8 or 16 bits")
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")

@@ -1,0 +1,167 @@
+"""Where data lies, and its splits as folders and tars there.
+
+``root`` says where a local copy lies. Without it, ``$WHTNET_DATA/<name>`` is used if it exists, else ``$WHTNET_DATA``
+if it holds the data, else ``./data/<name>``.
+"""
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from whtnet.data.errors import DatasetError, DatasetNotFoundError
+from whtnet.data.folders import Listing, list_images
+from whtnet.data.splits import Files, Split
+
+ALL_VALIDATION = ("validation", "val", "valid", "eval")
+
+# Files in $WHTNET_DATA itself that tell that it holds this data set.
+MARKERS = {
+    "cifar10": ("train.tar", "cifar-10-batches-py"),
+    "cifar100": ("cifar-100-python",),
+    "fashion_mnist": ("FashionMNIST",),
+    "timm": ("train", "train.tar"),
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the data set called ``name`` is expected, and where else it was looked for."""
+
+    name: str
+    root: Path
+    explicit: bool
+    looked: tuple[Path, ...]
+
+    @classmethod
+    def find(cls, name: str, root: str | int | None) -> "Place":
+        """Apply the rule at the top of this module.
+
+        Raises:
+            DatasetError: for a root that is no path, or that this data set, which has no files, doesn't take.
+        """
+        if root is not None:
+            if name not in MARKERS:
+                raise DatasetError(f"dataset.root={root} does not apply to {name}, which has no files; leave it out")
+            path = Path(_path(root)).expanduser().absolute()
+            return cls(name, path, True, (path,))
+        local = Path("data", name).absolute()
+        if not (variable := os.environ.get("WHTNET_DATA")):
+            return cls(name, local, False, (local,))
+        base = Path(variable).expanduser().absolute()
+        found = local
+        if (base / name).exists():
+            found = base / name
+        elif any((base / marker).exists() for marker in MARKERS.get(name, ())):
+            found = base
+        return cls(name, found, False, (base / name, base, local))
+
+    def missing(self, reason: object, downloads: bool = True) -> DatasetNotFoundError:
+        """The error to raise when the data isn't there, and could be downloaded or not."""
+        looked = ", ".join(str(path) for path in self.looked)
+        reason = " ".join(str(reason).split())  # torchvision's spans lines
+        network = ", or dataset.download=true on a machine with a network" if downloads else ""
+        return DatasetNotFoundError(
+            f"the data set {self.name} was not found; looked in {looked} ({reason}). Set dataset.root=FOLDER, or "
+            f"WHTNET_DATA in the environment, to a local copy{network}"
+        )
+
+    def splits(self, train: str | int, test: str | int) -> tuple[Path, Path]:
+        """Folders or tars of both splits.
+
+        Raises:
+            DatasetNotFoundError: if one isn't there.
+            DatasetError: for several that could be meant.
+        """
+        return self._split("train_split", train), self._split("test_split", test)
+
+    def _split(self, option: str, wanted: str | int) -> Path:
+        names = [str(wanted)]
+        paths = self._present(names)
+        if not paths and wanted in ALL_VALIDATION:
+            names = [wanted, *(name for name in ALL_VALIDATION if name != wanted)]
+            paths = self._present(names)
+        if len(paths) > 1:
+            raise DatasetError(f"{self.root} has {' and '.join(p.name for p in paths)}; set dataset.{option} to one")
+        if not paths:
+            there = sorted(path.name for path in self.root.iterdir())[:8] if self.root.is_dir() else []
+            instead = f"there: {', '.join(there)}; dataset.{option} names another" if there else "no such folder"
+            raise self.missing(f"no {' or '.join(names)}, folder or .tar; {instead}", downloads=False)
+        return paths[0]
+
+    def _present(self, names: Sequence[str]) -> list[Path]:
+        """Of a folder and its tar, the folder."""
+        either = [(self.root / name, self.root / f"{name}.tar") for name in names]
+        found = [next((path for path in pair if path.exists()), None) for pair in either]
+        return [path for path in found if path is not None]
+
+
+def _path(root: object) -> str:
+    if isinstance(root, bool) or not isinstance(root, str | int):
+        raise DatasetError(f"dataset.root={root!r} is no path; write a folder of such a name with ./ before it")
+    return str(root)  # a folder called 2024 is a number to Hydra
+
+
+def list_splits(paths: Sequence[Path], class_depth: int | None = None) -> tuple[Listing, Listing]:
+    """The images of a training and a test split, which have the same classes.
+
+    Raises:
+        DatasetError: as :func:`whtnet.data.folders.list_images`, for a split without images, a training class without
+            images, a test class that the training split lacks.
+    """
+    train, test = (list_images(path, class_depth) for path in paths)
+    for what, listing in (("training", train), ("test", test)):
+        if not listing.entries:
+            skipped = f" (skipped: {_counts(listing)})" if listing.skipped else ""
+            raise DatasetError(f"the {what} split, {listing.path}, has no images in class folders{skipped}")
+    if train.empty:
+        raise DatasetError(
+            f"the training split, {train.path}, has no images of {few(train.empty, repr)}; "
+            "add some, or remove the folder"
+        )
+    if extra := [name for name in test.classes if name not in set(train.classes)]:
+        raise DatasetError(
+            f"the test split, {test.path}, has classes that the training split lacks: {few(extra, ascii)}; "
+            f"training classes without test images: {few(_untested(train, test), ascii) or 'none'}"
+        )
+    return train, test
+
+
+def open_folders(listings: tuple[Listing, Listing], size: tuple[int, int]) -> tuple[tuple[str, ...], list[Split]]:
+    """Class names, and both splits as files that are brought to ``size``; warns of what was skipped or is odd."""
+    train, test = listings
+    for listing in listings:
+        if listing.skipped:
+            _warn(f"{listing.path}: skipped {_counts(listing)}")
+    if len(train.classes) == 1:
+        _warn(f"{train.path} has only one class, {train.classes[0]}")
+    if untested := _untested(train, test):
+        _warn(f"{test.path} has no images of {few(untested, repr)}")
+    if train.path.resolve() == test.path.resolve():
+        _warn(f"{train.path} and {test.path} are the same images: the test accuracy will be that of training")
+    number = {name: label for label, name in enumerate(train.classes)}
+    splits = []
+    for listing in listings:
+        labels = torch.tensor([number[listing.classes[label]] for label in listing.labels])
+        splits.append(Split(Files(listing, size), labels))
+    return train.classes, splits
+
+
+def few(names: Sequence[str], write: Callable[[str], str] = str) -> str:
+    """The first names of a list, and how many there are."""
+    return ", ".join(map(write, names[:5])) + (f", … ({len(names):,})" if len(names) > 5 else "")
+
+
+def _untested(train: Listing, test: Listing) -> list[str]:
+    return [name for name in train.classes if name not in set(test.classes)]
+
+
+def _counts(listing: Listing) -> str:
+    return ", ".join(f"{count:,} {what}" for what, count in sorted(listing.skipped.items()))
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, UserWarning, stacklevel=3)
