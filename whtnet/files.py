@@ -23,8 +23,13 @@ class BusyError(UserError, RuntimeError):
     """A folder that another process is at work in."""
 
 
-def atomic_write(path: str | Path, data: bytes | memoryview | str) -> None:
+def atomic_write(path: str | Path, data: bytes | memoryview | str, mode: int = 0o666) -> None:
     """Replace the content of ``path`` in one step, creating its folder where needed; text is written as UTF-8.
+
+    Args:
+        path: of the file, or a link to it.
+        data: its new content.
+        mode: who may read and write it, less what the process's umask denies.
 
     Raises:
         FileError: naming the path, where the folder cannot be written or the disk is full; the previous content is then
@@ -37,7 +42,7 @@ def atomic_write(path: str | Path, data: bytes | memoryview | str) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with temporary.open("xb") as file:
+            with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
                 file.write(data.encode() if isinstance(data, str) else data)
                 file.flush()
                 os.fsync(file.fileno())

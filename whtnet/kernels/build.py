@@ -1,9 +1,9 @@
 """Compiling the C++ kernel with the system's compiler, once per source, compiler and kind of CPU.
 
 The source needs no headers but the standard library's and has a C interface, so that it compiles in seconds and works
-with every version of PyTorch; ``CXX`` and ``CXXFLAGS`` choose the compiler and further flags. Nothing happens at
-import. Safe for several processes at once and after a killed build: the library is compiled beside its place and
-renamed into it.
+with every version of PyTorch; ``CXX`` (``g++``, ``ccache g++``) and ``CXXFLAGS`` choose the compiler and further flags.
+Nothing happens at import. Of several processes one compiles and the others wait for it; a library gets its name when it
+is whole, so a killed build leaves none.
 """
 
 import ctypes
@@ -15,10 +15,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
+import warnings
 from pathlib import Path
 
+from whtnet.errors import UserError
+from whtnet.files import atomic_write, locked
 from whtnet.kernels.lazy import KernelError
+from whtnet.kernels.places import PlaceError, cache_folders, check_private, make_private
 
 SOURCE = Path(__file__).parent / "csrc" / "spectral.cpp"
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-fno-math-errno", "-fno-trapping-math")
@@ -27,67 +30,88 @@ _TIMEOUT = 600  # seconds
 
 
 def load_library() -> ctypes.CDLL:
-    """The compiled kernel, from the cache where it is there.
+    """The compiled kernel, from a cache where it is there (:func:`~whtnet.kernels.places.cache_folders`).
+
+    Where no cache can be used, the kernel is compiled for this process alone, and a warning says why.
 
     Raises:
         KernelError: without a compiler, or if it fails.
     """
     compiler = _find_compiler()
-    path = cache_folder() / f"spectral-{_key(compiler)}.so"
-    if path.exists():
+    name = f"spectral-{_key(compiler)}.so"
+    refusals = []
+    for folder in cache_folders():
         try:
-            return ctypes.CDLL(str(path))
-        except OSError:  # damaged: build it again
-            pass
+            return _load(folder / name) or _build(folder / name, compiler)
+        except PlaceError as error:
+            refusals.append(str(error))
+    reason = refusals[0] if refusals else "there is no home"
+    warnings.warn(
+        f"whtnet compiles its kernel for this process alone, because {reason}; "
+        "TORCH_EXTENSIONS_DIR=FOLDER keeps it in a folder of yours",
+        stacklevel=2,
+    )
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.TemporaryDirectory(prefix=".build-", dir=path.parent)
-    except OSError:  # a home that cannot be written: this process alone has the library, and the folder goes at once
-        folder = tempfile.TemporaryDirectory(prefix="whtnet-")
-        path = None
-    with folder:
-        built = Path(folder.name) / "spectral.so"
-        _compile(compiler, built)
-        if path is not None:
-            with built.open("rb+") as file:  # on the disk before it has its name
-                os.fsync(file.fileno())
-            os.replace(built, path)
-            _remove_abandoned(path.parent)
-            built = path
-        try:
-            return ctypes.CDLL(str(built))
-        except OSError as error:
-            raise KernelError(f"the compiled kernel cannot be loaded: {error}") from error
+        with tempfile.TemporaryDirectory(prefix="whtnet-") as folder:  # for this user alone
+            return ctypes.CDLL(_compile(compiler, folder))
+    except OSError as error:
+        raise KernelError(f"the compiled kernel cannot be loaded: {error}") from error
 
 
-def cache_folder() -> Path:
-    """Where compiled kernels are kept: ``$TORCH_EXTENSIONS_DIR``, else ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    root = os.environ.get("TORCH_EXTENSIONS_DIR") or os.environ.get("XDG_CACHE_HOME")
+def _load(path: Path) -> ctypes.CDLL | None:
     try:
-        return (Path(root) if root else Path.home() / ".cache") / "whtnet"
-    except RuntimeError:  # no home
-        return Path(tempfile.gettempdir()) / "nowhere" / "whtnet"
+        return ctypes.CDLL(str(check_private(path))) if path.exists() else None
+    except PlaceError:
+        raise
+    except PermissionError as error:  # of a folder above
+        raise PlaceError(f"{path.parent} can't be read ({error.strerror})") from error
+    except OSError:  # damaged: it is built again
+        return None
 
 
-def _find_compiler() -> str:
+def _build(path: Path, compiler: list[str]) -> ctypes.CDLL:
+    make_private(path.parent)
+    check_private(path.parent)
+    try:
+        with locked(path.parent / "lock"):  # ends with the process that holds it
+            if library := _load(path):  # built while we waited
+                return library
+            with tempfile.TemporaryDirectory(prefix="whtnet-") as folder:
+                atomic_write(path, Path(_compile(compiler, folder)).read_bytes(), mode=0o600)
+    except (UserError, OSError) as error:  # no right to write, a full disk
+        raise PlaceError(str(error)) from error
+    library = _load(path)
+    if library is None:
+        raise PlaceError(f"{path.parent} holds libraries, but none can be loaded from there")
+    return library
+
+
+def _find_compiler() -> list[str]:
     if os.name != "posix":
         raise KernelError(f"there is no kernel for {sys.platform}")
-    wanted = os.environ.get("CXX", "").split()
-    for name in (*wanted[:1], "g++", "c++", "clang++"):
-        if path := shutil.which(name):
-            return path
+    try:
+        wanted = shlex.split(os.environ.get("CXX", ""))
+    except ValueError as error:
+        raise KernelError(f"CXX={os.environ['CXX']!r} can't be read: {error}") from error
+    for command in (wanted, ["g++"], ["c++"], ["clang++"]):
+        if command and (path := shutil.which(command[0])):
+            return [path, *command[1:]]
     raise KernelError("no C++ compiler was found (g++, c++ or clang++; or name one in CXX)")
 
 
 def _user_flags() -> list[str]:
-    return shlex.split(os.environ.get("CXXFLAGS", ""))
+    try:
+        return shlex.split(os.environ.get("CXXFLAGS", ""))
+    except ValueError as error:
+        raise KernelError(f"CXXFLAGS={os.environ['CXXFLAGS']!r} can't be read: {error}") from error
 
 
-def _key(compiler: str) -> str:
+def _key(compiler: list[str]) -> str:
     # A home directory may be shared by machines with other CPUs and compilers.
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    version = _run([*compiler, "--version"]).stdout
     sources = "".join(path.read_text() for path in sorted(SOURCE.parent.iterdir()))
-    parts = [sources, str((FLAGS, _TUNE, _user_flags())), os.path.realpath(compiler), version, _cpu()]
+    words = [os.path.realpath(compiler[0]), *compiler[1:]]
+    parts = [sources, str((FLAGS, _TUNE, _user_flags(), words)), version, _cpu()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 
@@ -101,24 +125,19 @@ def _cpu() -> str:
     return "\n".join([platform.machine(), *lines])
 
 
-def _compile(compiler: str, target: Path) -> None:
+def _compile(compiler: list[str], folder: str) -> str:
+    target = os.path.join(folder, "spectral.so")
     errors = []
     for tune in _TUNE:
-        command = [compiler, *FLAGS, *tune, *_user_flags(), str(SOURCE), "-o", str(target)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise KernelError(f"{compiler} failed: {error}") from error
+        done = _run([*compiler, *FLAGS, *tune, *_user_flags(), str(SOURCE), "-o", target])
         if done.returncode == 0:
-            return
+            return target
         errors.append(done.stderr.strip()[-500:])
-    raise KernelError(f"{compiler} failed: {errors[0]}")
+    raise KernelError(f"{shlex.join(compiler)} failed: {errors[0]}")
 
 
-def _remove_abandoned(folder: Path) -> None:
-    for left in folder.glob(".build-*"):  # by builds that were killed
-        try:
-            if time.time() - left.stat().st_mtime > 24 * 3600:
-                shutil.rmtree(left, ignore_errors=True)
-        except OSError:
-            pass
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise KernelError(f"{command[0]} failed: {error}") from error

@@ -1,0 +1,90 @@
+"""Where compiled kernels are kept: folders whose content nobody but this user and root can change.
+
+A library runs with all rights of the process that loads it. It is therefore neither taken from nor put into a folder
+that another user owns or can write, nor one below such a folder.
+"""
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+try:
+    import grp
+    import pwd
+except ImportError:  # Windows
+    grp = pwd = None
+
+
+class PlaceError(OSError):
+    """A folder that can't be used; the message says why."""
+
+
+def cache_folders() -> Iterator[Path]:
+    """Where kernels may be kept, best first; none need exist, or be usable.
+
+    ``whtnet`` in ``$TORCH_EXTENSIONS_DIR``, else in ``$XDG_CACHE_HOME`` or ``~/.cache``; then in ``$XDG_RUNTIME_DIR``,
+    which systemd makes for each user and empties when the user logs out.
+    """
+    if root := os.environ.get("TORCH_EXTENSIONS_DIR") or os.environ.get("XDG_CACHE_HOME"):
+        yield Path(root) / "whtnet"
+    else:
+        with contextlib.suppress(RuntimeError):  # no home
+            yield Path.home() / ".cache" / "whtnet"
+    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
+        yield Path(runtime) / "whtnet"
+
+
+def make_private(folder: Path) -> None:
+    """Create ``folder`` and what is missing above it, for this user alone.
+
+    Raises:
+        PlaceError: where that can't be done.
+    """
+    try:
+        missing = [place for place in (folder, *folder.parents) if not place.exists()]
+        for place in reversed(missing):
+            place.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise PlaceError(f"{folder} can't be written ({error.strerror})") from error
+
+
+def check_private(path: Path) -> Path:
+    """``path`` without links, where nobody else can change it or what lies above it.
+
+    Raises:
+        PlaceError: naming the folder or file that another user could change, or where ``path`` can't be reached.
+    """
+    real = Path(os.path.realpath(path))
+    for place in (real, *real.parents):
+        try:
+            status = place.lstat()
+        except OSError as error:
+            raise PlaceError(f"{path} can't be reached ({error.strerror})") from error
+        if status.st_uid not in (0, os.geteuid()):
+            raise PlaceError(f"{place} belongs to another user")
+        # In a folder with the sticky bit, such as /tmp, nobody can replace what belongs to others.
+        sticky = place != real and status.st_mode & stat.S_ISVTX
+        if not sticky and (status.st_mode & stat.S_IWOTH or _others_in_group_can_write(place, status)):
+            raise PlaceError(f"{place} can be written by other users (chmod go-w {place})")
+    return real
+
+
+def _others_in_group_can_write(place: Path, status: os.stat_result) -> bool:
+    # Many systems give each user a group of one, named alike, and its members the right to write.
+    if not status.st_mode & stat.S_IWGRP:
+        return False
+    try:
+        user, group = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(status.st_gid)
+    except KeyError:
+        return True
+    alone = group.gr_name == user and set(group.gr_mem) <= {user}
+    return not alone or "system.posix_acl_access" in _attributes(place)
+
+
+def _attributes(place: Path) -> list[str]:
+    try:
+        return os.listxattr(place)
+    except (AttributeError, OSError):  # macOS; a file system without them
+        return []
