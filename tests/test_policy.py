@@ -47,6 +47,17 @@ def test_published_parameter_counts(backbone, settings, policy, with_bn, count):
     assert ours == count
 
 
+def test_controls_leave_the_second_convolution_out_or_make_it_depthwise():
+    dense = sum(c * c * 9 + c for c in (16, 32, 64) for _ in range(3))
+    depthwise = sum(c * 9 + c for c in (16, 32, 64) for _ in range(3))
+    for policy, kept in (("identity", 0), ("depthwise", depthwise)):
+        model = build_backbone("resnet20")
+        report = apply_policy_(model, policy)
+        assert [r.name for r in report.replacements] == [f"layer{i}.{j}.conv2" for i in (1, 2, 3) for j in range(3)]
+        assert report.after.parameters == 273_066 - dense + kept
+        assert model(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+
+
 @pytest.mark.parametrize("policy", ["fwht2021_947k", "fwht2021_540k", "paper"])
 def test_torchvision_and_timm_agree(policy):
     counts = {

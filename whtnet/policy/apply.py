@@ -211,6 +211,19 @@ def _build_ht_perceptron(site: Site, options: dict[str, Any]) -> nn.Module:
     return HTPerceptron2d(conv.in_channels, conv.out_channels, site.input_shape[1:], **options)
 
 
+def _build_identity(site: Site, options: dict[str, Any]) -> nn.Module:
+    _check_spatial(site)
+    _check_channels(site)
+    return nn.Identity()
+
+
+def _build_depthwise(site: Site, options: dict[str, Any]) -> nn.Module:
+    _check_spatial(site)
+    _check_channels(site)
+    channels, bias = site.input_shape[0], site.module.bias is not None
+    return nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=bias, **options)
+
+
 def _build_pre_gap(site: Site, options: dict[str, Any]) -> nn.Module:
     _check_spatial(site)
     return PreGAPFWHT2d(site.input_shape[0], site.input_shape[1:], **options)
@@ -238,6 +251,9 @@ BUILDERS = {
     "BWHT1d": _Builder(("conv1x1",), _build_bwht1d, _options_of(BWHT1d)),
     "FWHT2d": _Builder(("conv3x3", "depthwise3x3", "squeeze_excite"), _build_fwht2d, _options_of(FWHT2d)),
     "HTPerceptron2d": _Builder(("conv3x3",), _build_ht_perceptron, _options_of(HTPerceptron2d)),
+    # The controls: what would happen without the layer?
+    "Identity": _Builder(("conv3x3", "depthwise3x3", "squeeze_excite"), _build_identity, frozenset()),
+    "DepthwiseConv2d": _Builder(("conv3x3",), _build_depthwise, frozenset()),
     "PreGAPFWHT2d": _Builder(("before_gap",), _build_pre_gap, _options_of(NormedFWHT2d, FWHT2d)),
     "PreNormFWHT2d": _Builder(("conv3x3", "depthwise3x3"), _build_pre_norm, _options_of(NormedFWHT2d, FWHT2d)),
 }
