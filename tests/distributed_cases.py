@@ -13,7 +13,7 @@ from torchvision.ops import StochasticDepth
 from whtnet import apply_policy_, distributed
 from whtnet.backbones import CifarResNet
 from whtnet.data import load_dataset
-from whtnet.engine import TrainConfig, fit
+from whtnet.engine import TrainConfig, epochs, fit
 from whtnet.engine.global_batch import GlobalBatch
 
 CPU = torch.device("cpu")
@@ -38,7 +38,7 @@ def history(**settings):
 
 def history_with_local_batches():
     """The same, but with batch norm and dropout of each process's own."""
-    sys.modules[fit.__module__].GlobalBatch = lambda batch_size: contextlib.nullcontext()
+    epochs.GlobalBatch = lambda batch_size: contextlib.nullcontext()
     return history()
 
 

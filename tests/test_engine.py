@@ -17,10 +17,8 @@ from whtnet.engine import (
     fit,
     load_checkpoint,
     mixed_precision,
-    parameter_groups,
     save_checkpoint,
 )
-from whtnet.layers import spectral_parameter_names
 from whtnet.settings import ConfigError
 
 CPU = torch.device("cpu")
@@ -74,57 +72,7 @@ def train(model, settings, data=None, **options):
     return fit(model, data or loaders(), settings, device=CPU, seed=3, **options)
 
 
-# --- Schedule and optimiser ---
-
-
-def test_authors_milestones_are_epochs_82_122_163_of_200():
-    default = TrainConfig()
-    rates = [default.lr_at(epoch * 10, 10) for epoch in range(200)]
-    changes = [epoch for epoch in range(1, 200) if rates[epoch] != rates[epoch - 1]]
-    assert changes == [82, 122, 163]
-    assert rates[0] == 0.1
-    assert rates[-1] == pytest.approx(1e-4)
-
-
-def test_one_cycle_rises_to_the_peak_and_falls_to_zero():
-    c = TrainConfig(epochs=10, lr=0.4, schedule="onecycle", warmup=0.25)
-    rates = [c.lr_at(step, 8) for step in range(80)]
-    assert max(rates) == pytest.approx(0.4)
-    assert rates.index(max(rates)) == 20
-    assert 0 < rates[0] < 0.03
-    assert 0 < rates[-1] < 0.01
-
-
-def test_weight_decay_reaches_what_the_recipe_says():
-    model = make_model()
-    names = {id(p): n for n, p in model.named_parameters()}
-
-    def decayed(c):
-        return {names[id(p)] for group in parameter_groups(model, c) if group["weight_decay"] for p in group["params"]}
-
-    everything = {n for n in names.values() if "bias" not in n}
-    spectral = {n for n in names.values() if n.endswith(("threshold", "conv2.weight"))}
-    assert len(spectral) == 3 * 2 + 2
-    assert decayed(TrainConfig()) == everything
-    assert decayed(TrainConfig(decay_spectral=False)) == everything - spectral
-    total = [p for group in parameter_groups(model, TrainConfig()) for p in group["params"]]
-    assert len(total) == len(names)
-    slow = parameter_groups(model, TrainConfig(spectral_lr=0.1))
-    assert {names[id(p)] for group in slow if group["lr_factor"] == 0.1 for p in group["params"]} == spectral
-
-
-def test_spectral_parameters_may_have_their_own_learning_rate():
-    steps = {}
-    for factor in (1.0, 0.5):
-        model = make_model()
-        before = {n: p.detach().clone() for n, p in model.named_parameters()}
-        fit(model, loaders(), TrainConfig(precision="fp32", spectral_lr=factor, dry_run=True), device=CPU, seed=0)
-        steps[factor] = {n: p.detach() - before[n] for n, p in model.named_parameters()}
-    spectral = spectral_parameter_names(model)
-    assert spectral
-    for name, step in steps[1.0].items():
-        assert step.abs().max() > 0
-        torch.testing.assert_close(steps[0.5][name], step / 2 if name in spectral else step, rtol=1e-3, atol=1e-6)
+# --- Settings ---
 
 
 @pytest.mark.parametrize(
@@ -132,11 +80,21 @@ def test_spectral_parameters_may_have_their_own_learning_rate():
     [
         ({"epochs": 0}, "epochs"),
         ({"lr": 0.0}, "lr"),
-        ({"spectral_lr": 0.0}, "spectral_lr"),
+        ({"spectral_lr_scale": 0.0}, "spectral_lr_scale"),
+        ({"spectral_lr": 0.1}, "called trainer.spectral_lr_scale now"),
         ({"weight_decay": -1.0}, "weight_decay"),
         ({"precision": "fp8"}, "bf16"),
-        ({"schedule": "cosine"}, "onecycle"),
+        ({"schedule": "linear"}, "onecycle"),
         ({"milestones": [82]}, "fractions"),
+        ({"gamma": 0}, "positive"),
+        ({"gamma": [0.1, 0.1]}, "2 factors for 3 milestones"),
+        ({"clip_grad": -1.0}, "clip_grad"),
+        ({"opt": "adamv"}, "did you mean.*adamw"),
+        ({"opt": "adahessian"}, "second derivatives"),
+        ({"opt": "adamw", "opt_options": {"beta": 0.9}}, "opt_options.*beta"),
+        ({"opt": "adamw", "opt_options": {"betas": [2.0, 0.9]}}, "opt_options.*2.0"),
+        ({"opt_options": {"lr": 0.9}}, r"which is trainer\.lr"),
+        ({"opt_options": ["eps"]}, "keywords and values"),
         ({"ema_decay": 1.0}, "ema_decay"),
         ({"epocs": 3}, "epocs"),
         ({"compile": True, "cuda_graph": True}, "exclude each other"),
@@ -186,7 +144,18 @@ def timeless(history):
     return [{k: v for k, v in metrics.items() if k not in ("seconds", "images_per_s")} for metrics in history]
 
 
-@pytest.mark.parametrize("options", [{}, {"ema_decay": 0.9}, {"precision": "bf16", "nesterov": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"ema_decay": 0.9},
+        {"precision": "bf16", "nesterov": True},
+        {"opt": "adamw", "clip_grad": 1.0, "schedule": "cosine"},
+        {"opt": "lamb", "schedule": "multistep"},
+        {"opt": "muon", "schedule": "constant"},
+    ],
+    ids=lambda options: options.get("opt"),
+)
 @pytest.mark.parametrize("at", [(1, 0), (2, 2)], ids=["first batch", "last batch"])
 def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(tmp_path, options, at):
     settings = config(**options)

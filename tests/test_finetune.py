@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from whtnet.classifier import Classifier
 from whtnet.engine import load_checkpoint
-from whtnet.engine.fit import _Loss
+from whtnet.engine.loss import Loss
 from whtnet.experiment import Experiment, run
 from whtnet.settings import ConfigError
 from whtnet.tracking import NullSink
@@ -102,11 +102,11 @@ def test_interrupted_between_and_within_stages(baseline, tmp_path):
 def test_the_loss_of_distillation():
     logits, wanted, labels = torch.randn(6, 4), torch.randn(6, 4), torch.randint(4, (6,))
     plain = F.cross_entropy(logits, labels)
-    assert _Loss(0.0, None, 0.5, 2.0)(logits, labels, None) == plain
+    assert Loss(0.0, None, 0.5, 2.0)(logits, labels, None) == plain
     p, q = (wanted / 2).softmax(1), (logits / 2).softmax(1)
     divergence = 4 * (p * (p / q).log()).sum(1).mean()
-    torch.testing.assert_close(_Loss(0.0, None, 0.3, 2.0)(logits, labels, wanted), 0.7 * plain + 0.3 * divergence)
-    torch.testing.assert_close(_Loss(0.0, None, 1.0, 2.0)(wanted, labels, wanted), torch.zeros(()))
+    torch.testing.assert_close(Loss(0.0, None, 0.3, 2.0)(logits, labels, wanted), 0.7 * plain + 0.3 * divergence)
+    torch.testing.assert_close(Loss(0.0, None, 1.0, 2.0)(wanted, labels, wanted), torch.zeros(()))
 
 
 def test_a_student_comes_to_answer_as_its_teacher(baseline, tmp_path):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from whtnet import BWHT1d, FWHT2d, Policy, apply_policy_, fwht
 from whtnet.backbones import CifarResNet
 from whtnet.engine import TrainConfig
+from whtnet.engine.optimisation import learning_rate, make_optimizer, make_schedule
 from whtnet.finetune import FineTuneConfig
 from whtnet.functional import NORMS
 from whtnet.kernels import reference
@@ -97,7 +98,10 @@ JUNK = st.recursive(
 @given(st.dictionaries(st.sampled_from(sorted(TrainConfig.__dataclass_fields__)), JUNK, max_size=2))
 def test_any_trainer_settings(data):
     with contextlib.suppress(ConfigError):
-        assert TrainConfig.from_dict(data).lr_at(0, 10) > 0
+        config = TrainConfig.from_dict(data)
+        optimizer = make_optimizer(torch.nn.Linear(2, 2), config)
+        make_schedule(config, optimizer, 10).step_update(0)
+        assert learning_rate(optimizer) > 0
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)

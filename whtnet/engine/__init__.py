@@ -1,8 +1,10 @@
-"""Training: settings (`config`), the loop (`fit`), its precision (`precision`), checkpoints (`checkpoint`)."""
+"""Training: settings (`config`), the run (`fit`) and its epochs (`epochs`), optimiser and schedule (`optimisation`)."""
 
 from whtnet.engine.checkpoint import CHECKPOINT, CheckpointError, load_checkpoint, save_checkpoint
 from whtnet.engine.config import TrainConfig
-from whtnet.engine.fit import FitResult, NonFiniteLossError, Progress, evaluate, fit, parameter_groups
+from whtnet.engine.evaluate import evaluate
+from whtnet.engine.fit import FitResult, Progress, fit
+from whtnet.engine.loss import NonFiniteLossError
 from whtnet.engine.precision import mixed_precision
 
 __all__ = [
@@ -16,6 +18,5 @@ __all__ = [
     "fit",
     "load_checkpoint",
     "mixed_precision",
-    "parameter_groups",
     "save_checkpoint",
 ]

@@ -9,7 +9,7 @@ import torch
 from whtnet.errors import UserError
 from whtnet.files import atomic_write
 
-FORMAT = 2
+FORMAT = 3
 CHECKPOINT = "checkpoint.pt"  # in the folder of a run
 
 

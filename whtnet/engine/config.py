@@ -1,7 +1,8 @@
 """Settings of a training run, checked when they are made."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -9,7 +10,8 @@ import torch
 from whtnet.settings import ConfigError, check_fields, read_settings
 
 PRECISIONS = ("auto", "fp32", "bf16")
-SCHEDULES = ("multistep", "onecycle")
+SCHEDULES = ("constant", "multistep", "onecycle", "cosine")
+_RENAMED = {"spectral_lr": "spectral_lr_scale"}
 
 
 @dataclass(frozen=True)
@@ -19,18 +21,25 @@ class TrainConfig:
     Attributes:
         epochs: passes over the training set.
         batch_size: images a step.
-        lr: learning rate; the peak of a one-cycle schedule.
-        momentum: of SGD.
-        nesterov: use Nesterov momentum.
-        weight_decay: L2 penalty, on every parameter whose name lacks "bias", as the authors have it.
-        decay_spectral: put it on thresholds and transform-domain weights too. Default True, because the authors' recipe
-            does; False exempts them.
-        spectral_lr: learning rate of thresholds and transform-domain weights, as a factor of ``lr``.
-        schedule: ``multistep`` (the authors') or ``onecycle`` (the short recipe: linear warm-up, then linear to zero).
+        opt: the optimiser, by its name in ``timm.optim``: ``sgd``, ``adam``, ``adamw``, ``lamb``, ``muon``, ….
+        opt_options: further keywords of it, such as ``betas`` and ``eps``.
+        lr: learning rate; the peak of ``onecycle`` and ``cosine``.
+        momentum: of optimisers that have one.
+        nesterov: use Nesterov momentum in ``sgd``.
+        weight_decay: L2 penalty (``adamw`` and others: decoupled), on every parameter whose name lacks "bias", as
+            HT-2023's code has it, but for the exceptions below.
+        decay_spectral: put it on thresholds and transform-domain weights too. Default True, because HT-2023's code
+            does; BWHT's doesn't.
+        decay_norm: put it on other parameters of one dimension too: batch norm's weights. Default True, as in HT-2023's
+            code; both False leaves the kernels of convolutions and dense layers.
+        spectral_lr_scale: learning rate of thresholds and transform-domain weights, as a factor of ``lr``.
+        clip_grad: largest norm of a step's gradients, which are scaled down to it; 0 for none.
+        schedule: of the learning rate: ``constant``; ``multistep`` (the authors'); ``onecycle`` (the short recipe:
+            linear warm-up, then linear to zero); ``cosine`` (the same warm-up, then half a cosine wave to zero).
         milestones: where ``multistep`` multiplies the rate by ``gamma``, as fractions of the epochs, so that a
             shortened run keeps the recipe's shape. Epochs 82, 122 and 163 of 200.
-        gamma: factor of ``multistep``.
-        warmup: fraction of the steps in which ``onecycle`` rises.
+        gamma: factor of ``multistep``, or a list with one for each milestone.
+        warmup: fraction of the steps in which ``onecycle`` and ``cosine`` rise.
         label_smoothing: of the cross-entropy loss.
         ema_decay: decay per step of an exponential moving average of the weights, which is then what is evaluated and
             reported; 0 for none.
@@ -46,15 +55,19 @@ class TrainConfig:
 
     epochs: int = 200
     batch_size: int = 128
+    opt: str = "sgd"
+    opt_options: Mapping[str, Any] = field(default_factory=dict)
     lr: float = 0.1
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 1e-4
     decay_spectral: bool = True
-    spectral_lr: float = 1.0
+    decay_norm: bool = True
+    spectral_lr_scale: float = 1.0
+    clip_grad: float = 0.0
     schedule: str = "multistep"
     milestones: tuple[float, ...] = (0.41, 0.61, 0.815)
-    gamma: float = 0.1
+    gamma: float | tuple[float, ...] = 0.1
     warmup: float = 0.25
     label_smoothing: float = 0.0
     ema_decay: float = 0.0
@@ -68,16 +81,17 @@ class TrainConfig:
     dry_run: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.milestones, list):
-            object.__setattr__(self, "milestones", tuple(self.milestones))
+        for name in ("milestones", "gamma"):
+            if isinstance(value := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(value))
         check_fields(self, "trainer")
         for name in ("epochs", "batch_size", "eval_every", "eval_batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"trainer.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("momentum", "weight_decay", "workers"):
+        for name in ("momentum", "weight_decay", "clip_grad", "workers"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"trainer.{name} must not be negative, got {getattr(self, name)}")
-        for name in ("lr", "spectral_lr"):
+        for name in ("lr", "spectral_lr_scale"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"trainer.{name} must be positive, got {getattr(self, name)}")
         for name in ("warmup", "label_smoothing", "ema_decay"):
@@ -89,24 +103,38 @@ class TrainConfig:
             raise ConfigError(f"unknown trainer.schedule {self.schedule!r}; choose one of {', '.join(SCHEDULES)}")
         if self.compile and self.cuda_graph:
             raise ConfigError("trainer.compile and trainer.cuda_graph exclude each other; leave one out")
+        self._check_multistep()
+        self._check_opt()
+
+    def _check_multistep(self) -> None:
         if any(not 0 <= m <= 1 for m in self.milestones):
             raise ConfigError(f"trainer.milestones are fractions of the epochs, got {self.milestones}")
+        if not all(type(gamma) in (int, float) and math.isfinite(gamma) and gamma > 0 for gamma in self.gammas):
+            raise ConfigError(f"trainer.gamma must be a positive number, or a list of them, got {self.gamma!r}")
+        if len(self.gammas) != len(self.milestones):
+            raise ConfigError(f"trainer.gamma has {len(self.gammas)} factors for {len(self.milestones)} milestones")
+
+    def _check_opt(self) -> None:
+        if not isinstance(self.opt_options, Mapping) or not all(isinstance(key, str) for key in self.opt_options):
+            raise ConfigError(f"trainer.opt_options must be keywords and values, got {self.opt_options!r}")
+        if reserved := sorted({"lr", "weight_decay", "opt"} & set(self.opt_options)):
+            raise ConfigError(f"trainer.opt_options can't have {reserved[0]}, which is trainer.{reserved[0]}")
+        if (self.opt, self.opt_options) != ("sgd", {}):
+            from whtnet.engine.optimisation import check_optimizer
+
+            check_optimizer(self.opt, self.opt_options)
+
+    @property
+    def gammas(self) -> tuple[float, ...]:
+        """The factor of each milestone."""
+        return self.gamma if isinstance(self.gamma, tuple) else (self.gamma,) * len(self.milestones)
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "TrainConfig":
         """Read plain data, as in ``configs/trainer/*.yaml``."""
+        for old in _RENAMED.keys() & settings.keys():
+            raise ConfigError(f"trainer.{old} is called trainer.{_RENAMED[old]} now")
         return read_settings(cls, settings, "trainer")
-
-    def lr_at(self, step: int, steps_per_epoch: int) -> float:
-        """Learning rate of a step, counted from 0."""
-        if self.schedule == "multistep":
-            epoch = step // steps_per_epoch
-            return self.lr * self.gamma ** sum(epoch >= round(m * self.epochs) for m in self.milestones)
-        total = self.epochs * steps_per_epoch
-        rise = self.warmup * total
-        if step < rise:
-            return self.lr * (step + 1) / (rise + 1)
-        return self.lr * (total - step) / (total - rise)
 
     def autocast_dtype(self, device: torch.device) -> torch.dtype | None:
         """The dtype to autocast to on ``device``, or None for float32."""

@@ -1,0 +1,167 @@
+"""The epochs of a run: steps over the training set, then accuracies."""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from whtnet import distributed
+from whtnet.data import Loaders
+from whtnet.engine.config import TrainConfig
+from whtnet.engine.cuda_graph import recorded
+from whtnet.engine.evaluate import evaluate
+from whtnet.engine.global_batch import GlobalBatch
+from whtnet.engine.loss import Loss, NonFiniteLossError
+from whtnet.engine.optimisation import clip_gradients_, learning_rate, make_schedule
+from whtnet.engine.precision import mixed_precision
+from whtnet.engine.state import PartOfEpoch, State
+from whtnet.preemption import PreemptedError
+from whtnet.seeding import seed_everything
+
+_LOSS_CHECK_STEPS = 50  # reading the loss waits for a GPU, so it is looked at this often, and at the end of an epoch
+
+
+@dataclass
+class Epochs:
+    """All that the epochs of a run need."""
+
+    state: State
+    loaders: Loaders
+    config: TrainConfig
+    device: torch.device
+    seed: int
+    loss: Loss
+    should_stop: Callable[[], bool]
+    on_progress: Callable[[float, str], None]
+
+    def __post_init__(self) -> None:
+        self.autocast = self.config.autocast_dtype(self.device)
+        self.steps = len(self.loaders.train)
+        self.batch_size = self.loaders.train.batch_size
+        self.schedule = make_schedule(self.config, self.state.optimizer, self.steps)
+        self.model, self.whole_batch = self.state.model, contextlib.nullcontext()
+        if distributed.count() > 1:
+            with distributed.conversation():
+                self.model = DistributedDataParallel(self.model)
+            self.whole_batch = GlobalBatch(self.batch_size)
+
+    def passes(self) -> contextlib.AbstractContextManager[None]:
+        """What surrounds all epochs."""
+        if not self.config.cuda_graph:
+            return contextlib.nullcontext()
+        return recorded(self.model, self.loaders.train.first_images(1)[0], self.autocast)
+
+    def train_epoch(self) -> dict[str, float]:
+        """Train the state's next epoch, or what is left of it; returns its metrics.
+
+        Raises:
+            NonFiniteLossError: if the loss is NaN or infinite.
+            PreemptedError: when ``should_stop`` said so.
+        """
+        state, config = self.state, self.config
+        started = time.perf_counter()
+        part = self._begin_epoch()
+        for images, labels in self.loaders.train:
+            self.schedule.step_update(state.epoch * self.steps + part.steps)
+            part.totals += self._step(images, labels)
+            part.steps += 1
+            if part.steps % _LOSS_CHECK_STEPS == 0 or part.steps == self.steps or config.dry_run:
+                self._check_finite(part)
+            self.on_progress((state.epoch + part.steps / self.steps) / config.epochs, self._status())
+            if config.dry_run:
+                break
+            if distributed.anywhere(self.should_stop()):
+                self._leave(part, time.perf_counter() - started)
+        totals = distributed.summed(part.totals).tolist()  # waits for the device, so that the time below is true
+        seconds = part.seconds + time.perf_counter() - started
+        images = part.steps * self.batch_size
+        metrics = {
+            "epoch": state.epoch + 1,
+            "lr": learning_rate(state.optimizer),
+            "train_loss": totals[0] / images,
+            "train_top1": 100 * totals[1] / images,
+            "gradient_norm": totals[2] / part.steps,
+            "images_per_s": images / seconds,
+            "seconds": seconds,
+        }
+        state.epoch += 1
+        return metrics
+
+    def _begin_epoch(self) -> PartOfEpoch:
+        """Go to where the epoch begins, or to where it was left."""
+        state = self.state
+        seed_everything(self.seed, state.epoch)
+        part, state.part = state.part or PartOfEpoch(0, torch.zeros(3)), None
+        for generator, random in zip(self._generators(), part.random, strict=False):  # it may have been left on a GPU
+            generator.set_state(random)
+        if not distributed.is_first():
+            part.totals.zero_()  # the first process's has everyone's
+        part.totals = part.totals.to(self.device)
+        self.loaders.train.set_epoch(state.epoch, part.steps)
+        state.model.train()
+        return part
+
+    def _step(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Take a step; returns what it adds to :attr:`PartOfEpoch.totals`, of this process's images."""
+        state = self.state
+        with mixed_precision(self.device, self.autocast), self.whole_batch:
+            logits = self.model(images)
+            wanted = self.loss.teacher_logits(images)
+        loss = self.loss(logits.float(), labels, wanted)
+        state.optimizer.zero_grad(set_to_none=True)
+        with distributed.conversation():  # DDP averages over processes; what is wanted is the mean over images
+            (loss * (distributed.count() * len(labels) / self.batch_size)).backward()
+        norm = clip_gradients_(state.model, self.config.clip_grad)  # the same in all processes, which share it here
+        state.optimizer.step()
+        if state.ema is not None:
+            state.ema.update_parameters(state.model)
+        correct = (logits.detach().argmax(1) == labels).sum()
+        return torch.stack([loss.detach() * len(labels), correct, norm / distributed.count()])
+
+    def _leave(self, part: PartOfEpoch, seconds: float) -> None:
+        random = [generator.get_state() for generator in self._generators()]
+        self.state.part = PartOfEpoch(part.steps, distributed.summed(part.totals), part.seconds + seconds, random)
+        raise PreemptedError(
+            f"stopped on request in epoch {self.state.epoch + 1}, after step {part.steps} of {self.steps}; "
+            "the same command goes on from there"
+        )
+
+    def _generators(self) -> list[torch.Generator]:
+        if self.device.type != "cuda":
+            return [torch.default_generator]
+        index = torch.cuda.current_device() if self.device.index is None else self.device.index
+        return [torch.default_generator, torch.cuda.default_generators[index]]
+
+    def evaluate_epoch(self) -> dict[str, float]:
+        """Loss and accuracy on the test set, and on the held-out part if there is one."""
+        max_batches = 1 if self.config.dry_run else None
+        metrics = {}
+        for split in ("test", "holdout"):
+            loader = getattr(self.loaders, split)
+            if loader is not None:
+                result = evaluate(self.state.evaluated, loader, autocast=self.autocast, max_batches=max_batches)
+                metrics |= {f"{split}_{name}": value for name, value in result.items()}
+        return metrics
+
+    def _check_finite(self, part: PartOfEpoch) -> None:
+        loss = distributed.summed(part.totals)[0].item()
+
+        def check() -> None:
+            if not math.isfinite(loss):
+                raise NonFiniteLossError(
+                    f"the loss became {loss} in epoch {self.state.epoch + 1}, by step {part.steps} of {self.steps}; "
+                    "the checkpoint of the last good epoch is kept. Try a lower trainer.lr, trainer.precision=fp32, or "
+                    "policy.options.clamp=true"
+                )
+
+        distributed.from_first(check)  # and so it is said once
+
+    def _status(self) -> str:
+        last = self.state.history[-1] if self.state.history else {}
+        accuracy = f", test {last['test_top1']:.2f} %" if "test_top1" in last else ""
+        return f"epoch {self.state.epoch + 1}/{self.config.epochs}{accuracy}"

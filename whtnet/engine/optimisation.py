@@ -1,0 +1,107 @@
+"""Optimiser, its learning rate at every step, and the norm of the gradients: timm's and PyTorch's, as settings say.
+
+The settings and the training loop import this late, because timm takes its time.
+"""
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
+from timm.scheduler import CosineLRScheduler, PolyLRScheduler
+from timm.scheduler.scheduler import Scheduler
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from whtnet.layers import spectral_parameter_names
+from whtnet.settings import ConfigError
+
+if TYPE_CHECKING:
+    from whtnet.engine.config import TrainConfig
+
+
+def check_optimizer(opt: str, options: Mapping[str, Any]) -> None:
+    """Make the optimiser, for a parameter that nobody needs.
+
+    Raises:
+        ConfigError: if timm has none of that name, it needs a package that isn't here, it doesn't take the options, or
+            it needs second derivatives, which the training loop doesn't compute.
+    """
+    if opt not in (names := list_optimizers()):
+        near = difflib.get_close_matches(opt, names, n=4) or ["sgd", "adamw", "lamb", "muon"]
+        raise ConfigError(f"unknown trainer.opt {opt!r}; did you mean {', '.join(near)}? They are those of timm.optim")
+    if get_optimizer_info(opt).second_order:
+        raise ConfigError(f"trainer.opt={opt} needs second derivatives, which are not computed here; choose another")
+    try:
+        create_optimizer_v2([nn.Parameter(torch.zeros(2, 2))], opt=opt, **options)
+    except Exception as error:  # of any kind: they come from the optimisers of several libraries
+        given = f" with trainer.opt_options={dict(options)}" if options else ""
+        raise ConfigError(f"trainer.opt={opt}{given} can't be: {error or repr(error)}") from error
+
+
+def parameter_groups(model: nn.Module, config: "TrainConfig") -> list[dict[str, Any]]:
+    """The trainable parameters by their ``weight_decay`` and ``lr_scale`` (see :class:`TrainConfig`)."""
+    spectral = spectral_parameter_names(model)
+    groups: dict[tuple[float, float], list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            of_its_kind = config.decay_spectral if name in spectral else config.decay_norm or parameter.dim() > 1
+            decay = config.weight_decay if of_its_kind and "bias" not in name else 0.0
+            settings = (decay, config.spectral_lr_scale if name in spectral else 1.0)
+            groups.setdefault(settings, []).append(parameter)
+    return [{"params": group, "weight_decay": decay, "lr_scale": scale} for (decay, scale), group in groups.items()]
+
+
+def make_optimizer(model: nn.Module, config: "TrainConfig") -> torch.optim.Optimizer:
+    """The optimiser of the trainable parameters."""
+    options = {"nesterov": config.nesterov} if config.opt == "sgd" else {}
+    options |= config.opt_options
+    momentum = options.pop("momentum", config.momentum)
+    return create_optimizer_v2(
+        parameter_groups(model, config), opt=config.opt, lr=config.lr, momentum=momentum, **options
+    )
+
+
+def make_schedule(config: "TrainConfig", optimizer: torch.optim.Optimizer, steps_per_epoch: int) -> Scheduler:
+    """The schedule, which has no state: its ``step_update(step)`` sets the rates of a step, counted from 0."""
+    total = config.epochs * steps_per_epoch
+    rise = config.warmup * total
+    # The first step has one part of the rise already, the last one a part of the fall: neither is lost.
+    rising = {"warmup_t": rise, "warmup_lr_init": config.lr / (rise + 1), "warmup_prefix": True}
+    falling = {"t_initial": total - rise, "t_in_epochs": False}
+    if config.schedule == "onecycle":
+        return PolyLRScheduler(optimizer, power=1.0, **rising, **falling)
+    if config.schedule == "cosine":
+        return CosineLRScheduler(optimizer, **rising, **falling)
+    milestones = config.milestones if config.schedule == "multistep" else ()
+    starts = [round(milestone * config.epochs) * steps_per_epoch for milestone in milestones]
+    return _FactorsLRScheduler(optimizer, starts, config.gammas)
+
+
+class _FactorsLRScheduler(Scheduler):
+    """From each of ``starts``, in steps, a factor more; timm's own has one factor for all, and is a step early."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, starts: Sequence[int], factors: Sequence[float]) -> None:
+        super().__init__(optimizer, param_group_field="lr", t_in_epochs=False)
+        self.starts, self.factors = starts, factors
+
+    def _get_lr(self, t: int) -> list[float]:
+        reached = [factor for start, factor in zip(self.starts, self.factors, strict=False) if t >= start]
+        return [value * math.prod(reached) for value in self.base_values]
+
+
+def learning_rate(optimizer: torch.optim.Optimizer) -> float:
+    """The rate that is set, of parameters whose scale is 1."""
+    group = optimizer.param_groups[0]
+    return group["lr"] / group["lr_scale"]
+
+
+def clip_gradients_(model: nn.Module, limit: float) -> Tensor:
+    """Scale the gradients down to a norm of ``limit`` where theirs is larger (0: leave them); returns that norm."""
+    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    if limit:
+        clip_grads_with_norm_(parameters, limit, norm)
+    return norm
