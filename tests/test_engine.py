@@ -13,6 +13,7 @@ from whtnet.engine import (
     CheckpointError,
     NonFiniteLossError,
     TrainConfig,
+    epochs,
     evaluate,
     fit,
     load_checkpoint,
@@ -79,6 +80,8 @@ def train(model, settings, data=None, **options):
     ("settings", "word"),
     [
         ({"epochs": 0}, "epochs"),
+        ({"patience": -1}, "patience"),
+        ({"mixup": -0.2}, "mixup"),
         ({"lr": 0.0}, "lr"),
         ({"spectral_lr_scale": 0.0}, "spectral_lr_scale"),
         ({"spectral_lr": 0.1}, "called trainer.spectral_lr_scale now"),
@@ -153,8 +156,9 @@ def timeless(history):
         {"opt": "adamw", "clip_grad": 1.0, "schedule": "cosine"},
         {"opt": "lamb", "schedule": "multistep"},
         {"opt": "muon", "schedule": "constant"},
+        {"mixup": 0.2, "cutmix": 1.0, "label_smoothing": 0.1},
     ],
-    ids=lambda options: options.get("opt"),
+    ids=lambda options: "-".join(options),
 )
 @pytest.mark.parametrize("at", [(1, 0), (2, 2)], ids=["first batch", "last batch"])
 def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(tmp_path, options, at):
@@ -203,6 +207,88 @@ def test_a_non_finite_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     state = load_checkpoint(path, "f", CPU)
     assert state["epoch"] == 2
     assert all(v.isfinite().all() for v in state["model"].values())
+
+
+@pytest.mark.parametrize("with_file", [True, False])
+def test_a_non_finite_loss_in_the_first_epoch_says_that_nothing_is_kept(tmp_path, with_file):
+    path = tmp_path / "checkpoint.pt" if with_file else None
+    with pytest.raises(NonFiniteLossError, match=r"epoch 1.*nothing was kept"):
+        train(make_model(), config(), loaders(poison=(0, 1)), checkpoint=path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_is_stopped_keeps_no_state_that_is_not_finite(tmp_path):
+    with pytest.raises(NonFiniteLossError):
+        train(
+            make_model(),
+            config(),
+            loaders(poison=(0, 0)),
+            checkpoint=tmp_path / "checkpoint.pt",
+            should_stop=lambda: True,
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(4), nn.BatchNorm1d(4), nn.GroupNorm(4, 4), nn.InstanceNorm2d(4)])
+def test_one_value_per_channel_is_an_error_that_names_the_batch_size(norm):
+    class One(Batches):
+        num_samples, batch_size = 3, 1
+
+        def __iter__(self):
+            return ((images[:1], labels[:1]) for images, labels in super().__iter__())
+
+    data = SimpleNamespace(train=One(), test=Batches(7), holdout=None)
+    flat = [nn.Flatten()] if isinstance(norm, nn.BatchNorm1d) else []
+    model = nn.Sequential(nn.Conv2d(3, 4, 8), *flat, norm, nn.Flatten(), nn.Linear(4, 10))
+    with pytest.raises(ConfigError, match=r"a batch of 1 leaves.*one value per channel.*raise trainer\.batch_size"):
+        train(model, config(), data)
+
+
+def test_a_resumed_run_says_where(tmp_path):
+    said = []
+    options = {"checkpoint": tmp_path / "checkpoint.pt", "on_notice": said.append}
+    with pytest.raises(InterruptError):
+        train(make_model(), config(), on_epoch=interrupt_after(2), **options)
+    assert said == []
+    train(make_model(), config(), **options)
+    assert said == ["resumed at epoch 3 of 4"]
+    train(make_model(), config(), **options)  # finished already
+    assert len(said) == 1
+
+
+def interrupt_after(epoch):
+    def interrupt(metrics):
+        if metrics["epoch"] == epoch:
+            raise InterruptError
+
+    return interrupt
+
+
+def test_training_ends_when_patience_does(tmp_path):
+    said = []
+    data = loaders(holdout=True)
+    accuracies = iter([20.0, 30.0, 30.0, 25.0, 29.0, 99.0])
+    options = {"checkpoint": tmp_path / "checkpoint.pt", "on_notice": said.append}
+
+    def measured(model, loader, **_):
+        return {"loss": 1.0, "top1": next(accuracies) if loader is data.holdout else 10.0}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(epochs, "evaluate", measured)
+        settings = config(epochs=9, patience=3)
+        with pytest.raises(InterruptError):
+            train(make_model(), settings, data, on_epoch=interrupt_after(3), **options)
+        result = train(make_model(), settings, data, **options)
+        assert len(result.history) == 5
+        assert result.best["epoch"] == 2
+        assert said == ["resumed at epoch 4 of 9", "stopped after epoch 5: no better held-out accuracy since epoch 2"]
+        again = train(make_model(), settings, data, **options)
+    assert timeless(again.history) == timeless(result.history)
+
+
+def test_patience_needs_a_held_out_part():
+    with pytest.raises(ConfigError, match=r"dataset\.holdout"):
+        train(make_model(), config(patience=2))
 
 
 def test_best_epoch_is_picked_on_the_held_out_part_and_its_weights_kept(tmp_path):

@@ -165,6 +165,7 @@ def test_the_default_optimiser_is_pytorchs_sgd_bit_for_bit(nesterov):
     ("opt", "options", "kind"),
     [
         ("adam", {"eps": 1e-4}, "Adam"),
+        ("csgdp", {}, "SGDP"),
         ("adamw", {}, "AdamW"),
         ("lamb", {}, "Lamb"),
         ("muon", {}, "Muon"),

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ class TrainConfig:
         epochs: passes over the training set.
         batch_size: images a step.
         opt: the optimiser, by its name in ``timm.optim``: ``sgd``, ``adam``, ``adamw``, ``lamb``, ``muon``, ….
-        opt_options: further keywords of it, such as ``betas`` and ``eps``.
+        opt_options: further keywords of it, such as ``betas`` and ``eps``; None for none.
         lr: learning rate; the peak of ``onecycle`` and ``cosine``.
         momentum: of optimisers that have one.
         nesterov: use Nesterov momentum in ``sgd``.
@@ -41,6 +41,9 @@ class TrainConfig:
         gamma: factor of ``multistep``, or a list with one for each milestone.
         warmup: fraction of the steps in which ``onecycle`` and ``cosine`` rise.
         label_smoothing: of the cross-entropy loss.
+        mixup: α of mixup (Zhang et al., 2018), which averages pairs of images and their labels; 0 for none. With
+            ``cutmix``, each batch gets one of them. Accuracy in training is that of the label with the larger share.
+        cutmix: α of CutMix (Yun et al., 2019), which pastes a part of one image into another; 0 for none.
         ema_decay: decay per step of an exponential moving average of the weights, which is then what is evaluated and
             reported; 0 for none.
         precision: ``bf16`` autocast, ``fp32``, or ``auto``: bf16 where the hardware computes in it.
@@ -48,6 +51,8 @@ class TrainConfig:
         compile: compile the model with torch.compile.
         cuda_graph: record the network's passes once and replay them; for one process on a GPU.
         eval_every: evaluate every so many epochs, and always after the last one.
+        patience: stop when the accuracy on the held-out part (``dataset.holdout``) has not risen for so many epochs; 0:
+            never.
         eval_batch_size: images a step in evaluation.
         workers: processes that load data sets too large for memory.
         dry_run: train one batch, evaluate one batch, and stop.
@@ -56,7 +61,7 @@ class TrainConfig:
     epochs: int = 200
     batch_size: int = 128
     opt: str = "sgd"
-    opt_options: Mapping[str, Any] = field(default_factory=dict)
+    opt_options: Mapping[str, Any] | None = None
     lr: float = 0.1
     momentum: float = 0.9
     nesterov: bool = False
@@ -70,12 +75,15 @@ class TrainConfig:
     gamma: float | tuple[float, ...] = 0.1
     warmup: float = 0.25
     label_smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
     ema_decay: float = 0.0
     precision: str = "auto"
     channels_last: bool = True
     compile: bool = False
     cuda_graph: bool = False
     eval_every: int = 1
+    patience: int = 0
     eval_batch_size: int = 500
     workers: int = 2
     dry_run: bool = False
@@ -88,7 +96,7 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "eval_every", "eval_batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"trainer.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("momentum", "weight_decay", "clip_grad", "workers"):
+        for name in ("momentum", "weight_decay", "clip_grad", "mixup", "cutmix", "patience", "workers"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"trainer.{name} must not be negative, got {getattr(self, name)}")
         for name in ("lr", "spectral_lr_scale"):
@@ -115,14 +123,15 @@ class TrainConfig:
             raise ConfigError(f"trainer.gamma has {len(self.gammas)} factors for {len(self.milestones)} milestones")
 
     def _check_opt(self) -> None:
-        if not isinstance(self.opt_options, Mapping) or not all(isinstance(key, str) for key in self.opt_options):
-            raise ConfigError(f"trainer.opt_options must be keywords and values, got {self.opt_options!r}")
-        if reserved := sorted({"lr", "weight_decay", "opt"} & set(self.opt_options)):
+        options = {} if self.opt_options is None else self.opt_options
+        if not isinstance(options, Mapping) or not all(isinstance(key, str) for key in options):
+            raise ConfigError(f"trainer.opt_options must be keywords and values, got {options!r}")
+        if reserved := sorted({"lr", "weight_decay", "opt"} & set(options)):
             raise ConfigError(f"trainer.opt_options can't have {reserved[0]}, which is trainer.{reserved[0]}")
-        if (self.opt, self.opt_options) != ("sgd", {}):
+        if self.opt != "sgd" or options:
             from whtnet.engine.optimisation import check_optimizer
 
-            check_optimizer(self.opt, self.opt_options)
+            check_optimizer(self.opt, options)
 
     @property
     def gammas(self) -> tuple[float, ...]:

@@ -2,12 +2,15 @@
 
 import contextlib
 import math
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from whtnet import distributed
@@ -17,18 +20,20 @@ from whtnet.engine.cuda_graph import recorded
 from whtnet.engine.evaluate import evaluate
 from whtnet.engine.global_batch import GlobalBatch
 from whtnet.engine.loss import Loss, NonFiniteLossError
+from whtnet.engine.mixing import Mixing
 from whtnet.engine.optimisation import clip_gradients_, learning_rate, make_schedule
 from whtnet.engine.precision import mixed_precision
 from whtnet.engine.state import PartOfEpoch, State
 from whtnet.preemption import PreemptedError
 from whtnet.seeding import seed_everything
+from whtnet.settings import ConfigError
 
 _LOSS_CHECK_STEPS = 50  # reading the loss waits for a GPU, so it is looked at this often, and at the end of an epoch
 
 
 @dataclass
 class Epochs:
-    """All that the epochs of a run need."""
+    """All that the epochs of a run need; attributes as the arguments of :func:`whtnet.engine.fit`."""
 
     state: State
     loaders: Loaders
@@ -36,6 +41,7 @@ class Epochs:
     device: torch.device
     seed: int
     loss: Loss
+    checkpoint: Path | None
     should_stop: Callable[[], bool]
     on_progress: Callable[[float, str], None]
 
@@ -44,17 +50,22 @@ class Epochs:
         self.steps = len(self.loaders.train)
         self.batch_size = self.loaders.train.batch_size
         self.schedule = make_schedule(self.config, self.state.optimizer, self.steps)
+        self.mixing = Mixing(self.config, self.batch_size) if self.config.mixup or self.config.cutmix else None
         self.model, self.whole_batch = self.state.model, contextlib.nullcontext()
         if distributed.count() > 1:
             with distributed.conversation():
                 self.model = DistributedDataParallel(self.model)
             self.whole_batch = GlobalBatch(self.batch_size)
 
-    def passes(self) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def passes(self) -> Iterator[None]:
         """What surrounds all epochs."""
-        if not self.config.cuda_graph:
-            return contextlib.nullcontext()
-        return recorded(self.model, self.loaders.train.first_images(1)[0], self.autocast)
+        with _one_value_told(self.batch_size):
+            if not self.config.cuda_graph:
+                yield
+                return
+            with recorded(self.model, self.loaders.train.first_images(1)[0], self.autocast):
+                yield
 
     def train_epoch(self) -> dict[str, float]:
         """Train the state's next epoch, or what is left of it; returns its metrics.
@@ -68,7 +79,8 @@ class Epochs:
         part = self._begin_epoch()
         for images, labels in self.loaders.train:
             self.schedule.step_update(state.epoch * self.steps + part.steps)
-            part.totals += self._step(images, labels)
+            images, shares = self._mixed(images, part.steps)
+            part.totals += self._step(images, labels, shares)
             part.steps += 1
             if part.steps % _LOSS_CHECK_STEPS == 0 or part.steps == self.steps or config.dry_run:
                 self._check_finite(part)
@@ -106,13 +118,17 @@ class Epochs:
         state.model.train()
         return part
 
-    def _step(self, images: Tensor, labels: Tensor) -> Tensor:
+    def _mixed(self, images: Tensor, step: int) -> tuple[Tensor, Tensor | None]:
+        return self.mixing(images, self.seed, self.state.epoch, step) if self.mixing else (images, None)
+
+    def _step(self, images: Tensor, labels: Tensor, shares: Tensor | None) -> Tensor:
         """Take a step; returns what it adds to :attr:`PartOfEpoch.totals`, of this process's images."""
         state = self.state
         with mixed_precision(self.device, self.autocast), self.whole_batch:
             logits = self.model(images)
             wanted = self.loss.teacher_logits(images)
-        loss = self.loss(logits.float(), labels, wanted)
+        targets = labels if shares is None else shares @ F.one_hot(labels, logits.shape[1]).to(shares.dtype)
+        loss = self.loss(logits.float(), targets, wanted)
         state.optimizer.zero_grad(set_to_none=True)
         with distributed.conversation():  # DDP averages over processes; what is wanted is the mean over images
             (loss * (distributed.count() * len(labels) / self.batch_size)).backward()
@@ -120,10 +136,11 @@ class Epochs:
         state.optimizer.step()
         if state.ema is not None:
             state.ema.update_parameters(state.model)
-        correct = (logits.detach().argmax(1) == labels).sum()
+        correct = (logits.detach().argmax(1) == (labels if shares is None else targets.argmax(1))).sum()
         return torch.stack([loss.detach() * len(labels), correct, norm / distributed.count()])
 
     def _leave(self, part: PartOfEpoch, seconds: float) -> None:
+        self._check_finite(part)
         random = [generator.get_state() for generator in self._generators()]
         self.state.part = PartOfEpoch(part.steps, distributed.summed(part.totals), part.seconds + seconds, random)
         raise PreemptedError(
@@ -153,15 +170,33 @@ class Epochs:
 
         def check() -> None:
             if not math.isfinite(loss):
+                kept = "the last checkpoint before that is kept" if self._has_checkpoint() else "nothing was kept"
                 raise NonFiniteLossError(
                     f"the loss became {loss} in epoch {self.state.epoch + 1}, by step {part.steps} of {self.steps}; "
-                    "the checkpoint of the last good epoch is kept. Try a lower trainer.lr, trainer.precision=fp32, or "
+                    f"{kept}. Try a lower trainer.lr, trainer.clip_grad=1, trainer.precision=fp32, or "
                     "policy.options.clamp=true"
                 )
 
         distributed.from_first(check)  # and so it is said once
 
+    def _has_checkpoint(self) -> bool:
+        return self.checkpoint is not None and self.checkpoint.exists()
+
     def _status(self) -> str:
         last = self.state.history[-1] if self.state.history else {}
         accuracy = f", test {last['test_top1']:.2f} %" if "test_top1" in last else ""
         return f"epoch {self.state.epoch + 1}/{self.config.epochs}{accuracy}"
+
+
+@contextlib.contextmanager
+def _one_value_told(batch_size: int) -> Iterator[None]:
+    """Turn what PyTorch's normalisations say about too few values into an error that names the setting."""
+    try:
+        yield
+    except ValueError as error:
+        if not re.match(r"Expected more than 1 .* when training", str(error)):
+            raise
+        raise ConfigError(
+            f"a batch of {batch_size} leaves a normalisation layer one value per channel, where maps are 1×1; raise "
+            "trainer.batch_size (a training set must have as many images), or take larger images"
+        ) from error

@@ -16,6 +16,7 @@ from whtnet.engine.checkpoint import load_checkpoint, save_checkpoint
 from whtnet.engine.config import TrainConfig
 from whtnet.engine.loss import Loss
 from whtnet.preemption import PreemptedError
+from whtnet.settings import ConfigError
 
 if TYPE_CHECKING:
     from whtnet.engine.epochs import Epochs
@@ -57,6 +58,7 @@ def fit(
     distill: float = 0.0,
     temperature: float = 1.0,
     should_stop: Callable[[], bool] = lambda: False,
+    on_notice: Callable[[str], None] = lambda text: None,
     on_epoch: Callable[[dict[str, float]], None] = lambda metrics: None,
     on_progress: Progress = lambda fraction, status: None,
 ) -> FitResult:
@@ -83,10 +85,13 @@ def fit(
         distill: share of the distillation in the loss.
         temperature: that both networks' logits are divided by in it.
         should_stop: asked after every step, and in every process: whether to keep the state and leave.
+        on_notice: called with a line for the user: where the run is resumed, why it ends early.
         on_epoch: called with the metrics of each epoch, those of a resumed run's earlier epochs not included.
         on_progress: called every few steps.
 
     Raises:
+        ConfigError: for settings that don't go with the data: ``patience`` without a held-out part, mixing with an odd
+            batch, a batch that leaves a normalisation layer one value per channel.
         NonFiniteLossError: if the loss is NaN or infinite.
         CheckpointError: if the checkpoint is damaged or another run's.
         PreemptedError: when ``should_stop`` said so.
@@ -94,6 +99,8 @@ def fit(
     """
     from whtnet.engine.epochs import Epochs, State  # they need timm, which takes its time
 
+    if config.patience and loaders.holdout is None:
+        raise ConfigError("trainer.patience needs a held-out part: give dataset.holdout=0.1, say")
     state = State.create(model, config, device)
 
     def load() -> dict[str, Any] | None:
@@ -106,10 +113,17 @@ def fit(
 
     if (saved := distributed.from_first(load)) is not None:
         state.load(saved)
-    loss = Loss(config.label_smoothing, teacher, distill, temperature)
-    run = Epochs(state, loaders, config, device, seed, loss, should_stop, on_progress)
-    with run.passes():
-        _train(run, save, on_epoch)
+    if not state.is_finished(config):
+        if saved is not None:
+            on_notice(f"resumed at epoch {state.epoch + 1} of {config.epochs}")
+        loss = Loss(config.label_smoothing, teacher, distill, temperature)
+        run = Epochs(state, loaders, config, device, seed, loss, checkpoint, should_stop, on_progress)
+        with run.passes():
+            _train(run, save, on_epoch)
+        if state.best and state.is_finished(config) and state.epoch < config.epochs:
+            on_notice(
+                f"stopped after epoch {state.epoch}: no better held-out accuracy since epoch {state.best['epoch']}"
+            )
     if state.ema is not None:
         model.load_state_dict(state.ema.module.state_dict())
     return FitResult(state.history, state.best, state.seconds)
@@ -117,7 +131,7 @@ def fit(
 
 def _train(run: "Epochs", save: Callable[..., None], on_epoch: Callable[[dict[str, float]], None]) -> None:
     state, config = run.state, run.config
-    while state.epoch < config.epochs:
+    while not state.is_finished(config):
         started = time.perf_counter()
         try:
             metrics = run.train_epoch()

@@ -10,7 +10,7 @@ from whtnet.errors import UserError
 
 
 class NonFiniteLossError(UserError, RuntimeError):
-    """The loss became NaN or infinite; the last good checkpoint is kept."""
+    """The loss became NaN or infinite."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,13 @@ class Loss:
         return None if self.teacher is None else self.teacher(images)
 
     def __call__(self, logits: Tensor, labels: Tensor, wanted: Tensor | None) -> Tensor:
-        """Mean over the batch, of ``logits`` compared with ``labels`` and with the ``wanted`` logits of the teacher."""
+        """Mean over the batch.
+
+        Args:
+            logits: ``(N, classes)``.
+            labels: ``(N,)``, or the share of each class, ``(N, classes)``.
+            wanted: the teacher's logits, or None.
+        """
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         if wanted is None:
             return loss

@@ -35,7 +35,7 @@ def check_optimizer(opt: str, options: Mapping[str, Any]) -> None:
     if get_optimizer_info(opt).second_order:
         raise ConfigError(f"trainer.opt={opt} needs second derivatives, which are not computed here; choose another")
     try:
-        create_optimizer_v2([nn.Parameter(torch.zeros(2, 2))], opt=opt, **options)
+        create_optimizer_v2([nn.Parameter(torch.zeros(2, 2))], opt=opt, lr=0.1, **options)
     except Exception as error:  # of any kind: they come from the optimisers of several libraries
         given = f" with trainer.opt_options={dict(options)}" if options else ""
         raise ConfigError(f"trainer.opt={opt}{given} can't be: {error or repr(error)}") from error
@@ -57,7 +57,7 @@ def parameter_groups(model: nn.Module, config: "TrainConfig") -> list[dict[str, 
 def make_optimizer(model: nn.Module, config: "TrainConfig") -> torch.optim.Optimizer:
     """The optimiser of the trainable parameters."""
     options = {"nesterov": config.nesterov} if config.opt == "sgd" else {}
-    options |= config.opt_options
+    options |= config.opt_options or {}
     momentum = options.pop("momentum", config.momentum)
     return create_optimizer_v2(
         parameter_groups(model, config), opt=config.opt, lr=config.lr, momentum=momentum, **options

@@ -67,6 +67,14 @@ class State:
         self.best = metrics
         return True
 
+    def is_finished(self, config: TrainConfig) -> bool:
+        """Whether all epochs are done, or no held-out accuracy was better for as long as ``config`` has patience."""
+        if self.epoch >= config.epochs:
+            return True
+        if not (config.patience and self.best and "holdout_top1" in self.history[-1]):
+            return False
+        return self.epoch - self.best["epoch"] >= config.patience
+
     def dump(self) -> dict[str, Any]:
         """As plain containers and tensors."""
         return {
