@@ -12,8 +12,8 @@ from whtnet.classifier import Classifier
 from whtnet.console import console, exit_on_user_error
 from whtnet.errors import UserError
 from whtnet.evaluation import Evaluation, collect, measure_logits
-from whtnet.experiment import resolve_device
 from whtnet.records import write_json
+from whtnet.runs import resolve_device
 from whtnet.tables import Column, Shown, Table, to_rich
 
 _MATRIX_CLASSES = 20  # a larger matrix does not fit a terminal

@@ -9,10 +9,11 @@ from typing import Any
 from _compose import ROOT, compose_config
 
 from whtnet.console import ProgressView, TaskView, console, exit_on_user_error
-from whtnet.experiment import Experiment, resolve_device
+from whtnet.experiment import Experiment
 from whtnet.jobs import Job, default_at_once, run_jobs
 from whtnet.policy import shipped_policies
 from whtnet.records import environment, put_record, read_records, write_json
+from whtnet.runs import resolve_device
 from whtnet.tables import (
     Table,
     TableError,
@@ -37,7 +38,7 @@ from whtnet.tracking import RunInfo, make_sink
 QUICK = ("parameters", "digits")
 EXPERIMENTS = ROOT / "experiments"
 RESULTS = ROOT / "results"
-RECORDS = RESULTS / "runs.jsonl"
+RECORDS = RESULTS / "runs"
 
 
 @exit_on_user_error
@@ -136,7 +137,8 @@ def _reproduce_training(spec: TableSpec, arguments: argparse.Namespace) -> None:
             return bars[job.title]
 
         def keep(job: Job, record: dict[str, Any]) -> None:
-            put_record(RECORDS, {"table": spec.name, "row": rows[job.title], "recipe": recorded_as, **record})
+            layers = record.pop("layers")
+            put_record(RECORDS, {"table": spec.name, "row": rows[job.title], "recipe": recorded_as, **record}, layers)
             bars[job.title].finish()
 
         run_jobs(jobs, at_once, on_start=begin, on_record=keep, on_print=console.print)
@@ -163,10 +165,10 @@ def _seeds(spec: TableSpec, row: Mapping[str, Any], chosen: Sequence[int] | None
 def _recipe_with_overrides(spec: TableSpec, recipe: str, arguments: argparse.Namespace) -> str:
     """What the runs are recorded as: a recipe that is overridden is another one, unless the result is the same."""
 
-    def settings(*more: str) -> dict[str, Any]:
-        return Experiment.from_config(_compose_run(spec, spec.rows[0], recipe, *more)).settings
+    def identity(*more: str) -> str:
+        return Experiment.from_config(_compose_run(spec, spec.rows[0], recipe, *more)).identity
 
-    return " ".join([recipe, *(o for o in arguments.override if settings(o) != settings())])
+    return " ".join([recipe, *(o for o in arguments.override if identity(o) != identity())])
 
 
 def _compose_run(spec: TableSpec, row: Mapping[str, Any], recipe: str, *more: str) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Settings of the whole test run."""
 
+import importlib
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,3 +14,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    """Imports a script by its name."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))
+    return importlib.import_module

@@ -15,15 +15,18 @@ from pathlib import Path
 import torch
 
 from whtnet.engine import load_checkpoint
-from whtnet.experiment import Experiment, run
+from whtnet.experiment import Experiment
+from whtnet.runs import run
 from whtnet.tracking import NullSink
 
-EXPERIMENT = Experiment(
-    backbone={"name": "resnet20"},
-    policy={"name": "mine", "rules": [{"match": "conv1x1", "replace": "BWHT1d"}]},
-    dataset={"name": "synthetic", "size": 8, "train_size": 64, "test_size": 16, "num_classes": 10},
-    trainer={"epochs": 6, "batch_size": 16, "precision": "fp32"},
-    device="cpu",
+EXPERIMENT = Experiment.from_config(
+    {
+        "backbone": {"name": "resnet20"},
+        "policy": {"name": "mine", "rules": [{"match": "conv1x1", "replace": "BWHT1d"}]},
+        "dataset": {"name": "synthetic", "size": 8, "train_size": 64, "test_size": 16, "num_classes": 10},
+        "trainer": {"epochs": 6, "batch_size": 16, "precision": "fp32"},
+        "device": "cpu",
+    }
 )
 
 

@@ -14,7 +14,8 @@ from PIL import Image
 from whtnet.classifier import Classifier
 from whtnet.engine import CheckpointError, load_checkpoint, save_checkpoint
 from whtnet.evaluation import measure_logits
-from whtnet.experiment import Experiment, run
+from whtnet.experiment import Experiment
+from whtnet.runs import run
 from whtnet.tracking import make_sink
 
 ROOT = Path(__file__).parents[1]
@@ -28,7 +29,7 @@ def policy_data(name):
 
 def train(root, policy="paper", **trainer):
     settings = {"backbone": {"name": "resnet20"}, "policy": policy_data(policy), "dataset": DATASET}
-    experiment = Experiment(**settings, trainer={**TRAINER, **trainer}, device="cpu")
+    experiment = Experiment.from_config({**settings, "trainer": {**TRAINER, **trainer}, "device": "cpu"})
     return run(experiment, sink=make_sink("none"), root=root), experiment.folder(root)
 
 

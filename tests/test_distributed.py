@@ -18,7 +18,8 @@ from whtnet.cli import only_the_first_speaks, train
 from whtnet.data import DatasetError, load_dataset
 from whtnet.distributed import PeerError
 from whtnet.errors import UserError
-from whtnet.experiment import Experiment, resolve_device, run
+from whtnet.experiment import Experiment
+from whtnet.runs import resolve_device, run
 from whtnet.settings import ConfigError
 from whtnet.tracking import NullSink
 

@@ -1,178 +1,239 @@
+"""What an experiment is: its settings, typed, and an identity that equal settings share however they are written."""
+
+import dataclasses
 import json
-import multiprocessing
+import shutil
+from pathlib import Path
 
 import pytest
-import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
 
-from whtnet.engine import CheckpointError
-from whtnet.experiment import Experiment, dry_run, resolve_device, run
-from whtnet.files import BusyError, exclusive_folder
-from whtnet.policy import PolicyError, load_policy
-from whtnet.settings import ConfigError
-from whtnet.tracking import NullSink
+from whtnet.data import DatasetNotFoundError
+from whtnet.engine import TrainConfig
+from whtnet.errors import UserError
+from whtnet.experiment import Choice, Experiment
+from whtnet.policy import load_policy, shipped_policies
+from whtnet.records import RecordError
+from whtnet.settings import ConfigError, canonical
 
-RULES = {"match": "conv3x3", "replace": "FWHT2d", "where": {"nth": 2}}
+ROOT = Path(__file__).parents[1]
+RULE = {"match": "conv3x3", "replace": "FWHT2d", "where": {"nth": 2}}
+SETTINGS = {
+    "backbone": {"name": "resnet20", "form": "no_bias"},
+    "policy": {"name": "mine", "rules": [RULE]},
+    "dataset": {"name": "synthetic", "size": 8, "train_size": 64},
+    "trainer": {"epochs": 3, "lr": 1.0, "milestones": [0.5, 1.0]},
+    "finetune": {"stages": 2, "init": "fit"},
+    "seed": 3,
+}
 
 
 def experiment(**changes):
-    settings = {
-        "backbone": {"name": "resnet20", "form": "keras"},
-        "policy": {"name": "mine", "rules": [RULES]},
-        "dataset": {"name": "synthetic", "size": 8, "train_size": 64, "test_size": 32},
-        "trainer": {"epochs": 3, "batch_size": 16, "precision": "fp32", "schedule": "onecycle"},
-        "device": "cpu",
-    }
-    return Experiment(**{**settings, **changes})
+    return Experiment.from_config({**SETTINGS, **changes})
 
 
-class Listener(NullSink):
-    def __init__(self):
-        self.calls = []
-
-    def start(self, run):
-        self.calls.append(("start", run))
-
-    def log(self, epoch, metrics):
-        self.calls.append(("log", epoch))
-
-    def finish(self, summary, *, failed=False):
-        self.calls.append(("finish", summary, failed))
+def identity(**changes):
+    return experiment(**changes).identity
 
 
-def test_a_run_leaves_a_record_that_says_everything(tmp_path):
-    sink = Listener()
-    reports = []
-    record = run(experiment(), sink=sink, root=tmp_path, group="g", tags=("t",), on_report=reports.append)
-    folder = experiment().folder(tmp_path)
-    assert json.loads((folder / "record.json").read_text()) == record
-    assert record["test_top1"] == record["history"][-1]["test_top1"]
-    assert len(record["history"]) == record["epochs"] == 3
-    assert record["cost"]["parameters"] == reports[0].after.parameters
-    assert record["settings"]["policy"]["rules"] == [RULES]
-    assert [layer["kind"] for layer in record["layers"]] == ["FWHT2d"] * 9
-    assert {"commit", "device_name", "versions", "threads"} <= set(record["environment"])
-    kinds = [call[0] for call in sink.calls]
-    assert kinds == ["start", "log", "log", "log", "finish"]
-    info = sink.calls[0][1]
-    assert (info.group, info.name) == ("g", experiment().name)
-    assert {"resnet20", "mine", "synthetic", "t"} == set(info.tags)
-    _, summary, failed = sink.calls[-1]
-    assert not failed
-    assert summary["test_top1"] == record["test_top1"]
-    assert summary["parameters"] == record["cost"]["parameters"]
-    assert "macs" in summary
+def with_rules(*rules, **options):
+    return identity(policy={"name": "mine", "rules": list(rules), "options": options})
 
 
-def test_a_finished_run_is_not_trained_again_unless_asked(tmp_path):
-    first = run(experiment(), sink=NullSink(), root=tmp_path)
-    sink = Listener()
-    assert run(experiment(), sink=sink, root=tmp_path) == first
-    assert sink.calls == []
-    again = run(experiment(), sink=sink, root=tmp_path, resume="never")
-    assert len(sink.calls) == 5
-    assert again["test_loss"] == first["test_loss"]
-    assert len(list((tmp_path / "synthetic").iterdir())) == 2
+# --- The same experiment, written differently ---
 
 
-def test_interrupted_and_resumed_gives_the_same_record(tmp_path):
-    whole = run(experiment(), sink=NullSink(), root=tmp_path / "a")
-
-    class Interrupt(Listener):
-        def log(self, epoch, metrics):
-            super().log(epoch, metrics)
-            if epoch == 2:
-                raise KeyboardInterrupt
-
-    interrupted = Interrupt()
-    with pytest.raises(KeyboardInterrupt):
-        run(experiment(), sink=interrupted, root=tmp_path / "b")
-    assert interrupted.calls[-1][2] is True  # finished as failed
-    assert not (experiment().folder(tmp_path / "b") / "record.json").exists()
-    sink = Listener()
-    resumed = run(experiment(), sink=sink, root=tmp_path / "b")
-    assert [call[1] for call in sink.calls if call[0] == "log"] == [3]
-    assert resumed["test_loss"] == whole["test_loss"]
-    assert [m["train_loss"] for m in resumed["history"]] == [m["train_loss"] for m in whole["history"]]
+def test_names_places_and_means_are_no_part_of_the_identity():
+    trainer = SETTINGS["trainer"]
+    for changes in (
+        {"policy": {"name": "yours", "rules": [RULE]}},
+        {"dataset": {**SETTINGS["dataset"], "root": "elsewhere", "download": False}},
+        {"device": "cuda"},
+        {"trainer": {**trainer, "workers": 7, "channels_last": False, "compile": True, "cuda_graph": False}},
+    ):
+        assert identity(**changes) == identity(), changes
+    policy = dataclasses.replace(experiment().policy, name="a/b")
+    assert dataclasses.replace(experiment(), policy=policy).name == f"resnet20-a-b-seed3-{identity()[:8]}"
 
 
-def test_settings_name_the_run_and_data_location_does_not():
-    base = experiment()
-    moved = experiment(dataset={**base.dataset, "root": "elsewhere", "download": False})
-    assert base.name == moved.name
+def test_policies_that_do_the_same_are_the_same():
+    plain = with_rules(RULE)
+    soft = with_rules({**RULE, "options": {"threshold": "soft"}})
+    assert soft == with_rules(RULE, threshold="soft")
+    assert soft == with_rules({**RULE, "options": {"threshold": "soft"}}, threshold="smooth")
+    assert soft == with_rules({**RULE, "options": {"threshold": "soft", "keep_dc": False}}, initial_threshold=0.1)
+    assert plain == with_rules({**RULE, "options": {"initial_threshold": 0.1, "weight": True}})
+    assert plain != soft
+
+
+def test_the_sites_of_a_rule_may_be_written_in_several_ways():
+    def where(**conditions):
+        return with_rules({**RULE, "where": conditions})
+
+    assert where(blocks="2-4") == where(blocks=[2, 3, 4]) == where(blocks=[4, 3, 2, 2]) != where(blocks=[2, 3])
+    assert where(blocks="last 1/3") == where(blocks="last 2/6") != where(blocks="first 1/3")
+    assert where(stages=[1, -1]) == where(stages=[-1, 1])
+
+
+NUMBERS = st.integers(1, 50)
+
+
+@given(NUMBERS, NUMBERS, st.lists(st.floats(0, 1), max_size=3), st.randoms())
+def test_numbers_lists_and_order_do_not_matter(lr, padding, milestones, random):
+    written = {"epochs": 4, "lr": lr, "milestones": milestones, "ema_decay": 0, "gamma": 1}
+    names = list(written)
+    random.shuffle(names)
+    other = {name: written[name] for name in names} | {"lr": float(lr), "milestones": tuple(milestones), "gamma": 1.0}
+    written["opt_options"], other["opt_options"] = {}, None
+    data = {"name": "synthetic", "crop_padding": padding, "mean": [0, 0, 1]}
+    moved = {"mean": (0.0, 0.0, 1.0), "crop_padding": padding, "name": "synthetic", "flip": False}
+    assert identity(trainer=written, dataset=data) == identity(trainer=other, dataset=moved)
+
+
+@given(st.sets(st.sampled_from([f.name for f in dataclasses.fields(TrainConfig)])))
+def test_a_default_that_is_written_out_changes_nothing(names):
+    defaults = {name: getattr(TrainConfig(), name) for name in names}
+    trainer = {**defaults, **SETTINGS["trainer"]}
+    assert identity(trainer=trainer) == identity()
+
+
+VALUES = {
+    "epochs": NUMBERS,
+    "batch_size": NUMBERS,
+    "lr": st.floats(0.001, 1),
+    "warmup": st.floats(0, 0.9),
+    "nesterov": st.booleans(),
+    "schedule": st.sampled_from(["multistep", "onecycle"]),
+}
+
+
+@given(st.fixed_dictionaries({}, optional=VALUES), st.fixed_dictionaries({}, optional=VALUES))
+def test_what_differs_has_another_identity(a, b):
+    def trained(trainer):
+        return experiment(trainer=trainer, finetune={})
+
+    assert (trained(a).trainer == trained(b).trainer) == (trained(a).identity == trained(b).identity)
+
+
+def test_every_setting_that_changes_a_result_changes_the_identity():
     changed = [
-        experiment(seed=1),
-        experiment(trainer={**base.trainer, "lr": 0.2}),
-        experiment(policy={"name": "mine", "rules": [], "options": {}}),
-        experiment(dataset={**base.dataset, "size": 16}),
-        experiment(backbone={"name": "resnet20", "form": "no_bias"}),
+        {"seed": 4},
+        {"trainer": {**SETTINGS["trainer"], "lr": 0.2}},
+        {"policy": {"name": "mine", "rules": []}},
+        {"dataset": {**SETTINGS["dataset"], "size": 16}},
+        {"backbone": {"name": "resnet20"}},
+        {"backbone": {"name": "resnet20", "form": "no_bias", "pretrained": True}},
+        {"finetune": {"stages": 3}},
     ]
-    assert len({e.name for e in [base, *changed]}) == 6
+    assert len({identity(), *(identity(**changes) for changes in changed)}) == 1 + len(changed)
 
 
-def _hold(folder, ready, done):
-    with exclusive_folder(folder):
-        ready.set()
-        done.wait(30)
+def test_another_seed_is_all_that_changes():
+    assert experiment().with_seed(9) == experiment(seed=9)
+    assert experiment().with_seed(3).identity == identity()
 
 
-def test_two_processes_never_share_a_folder(tmp_path):
-    context = multiprocessing.get_context("fork")
-    ready, done = context.Event(), context.Event()
-    other = context.Process(target=_hold, args=(experiment().folder(tmp_path), ready, done))
-    other.start()
-    assert ready.wait(30)
-    try:
-        with pytest.raises(BusyError, match="in progress"):
-            run(experiment(), sink=NullSink(), root=tmp_path)
-    finally:
-        done.set()
-        other.join()
+def test_a_setting_that_is_new_orphans_nothing(monkeypatch):
+    before = identity()
+    fields = [("invented", float, dataclasses.field(default=0.5))]
+    newer = dataclasses.make_dataclass("TrainConfig", fields, bases=(TrainConfig,), frozen=True)
+    monkeypatch.setattr("whtnet.experiment.TrainConfig", newer)
+    assert identity() == before
+    assert identity(trainer={**SETTINGS["trainer"], "invented": 1.0}) != before
 
 
-def test_errors_come_before_anything_is_written(tmp_path):
-    for bad, kind, word in [
-        (experiment(trainer={"epocs": 1}), ConfigError, "epocs"),
-        (experiment(device="tpu9"), ConfigError, "device"),
-        (experiment(policy={"name": "x", "rules": [{**RULES, "match": "squeeze_excite"}]}), PolicyError, "squeeze"),
+# --- What the data is ---
+
+
+@pytest.fixture
+def flowers(tmp_path):
+    for split in ("train", "validation"):
+        for name in ("rose", "tulip"):
+            (tmp_path / "flowers" / split / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / "flowers" / split / name / "0.png")
+    return tmp_path / "flowers"
+
+
+def of_folder(root):
+    return experiment(dataset={"name": "timm", "root": str(root), "input_size": 8})
+
+
+def test_a_folder_of_images_is_known_by_what_is_in_it(flowers, tmp_path):
+    first = of_folder(flowers)
+    shutil.copytree(flowers, tmp_path / "copy")
+    assert of_folder(tmp_path / "copy").identity == first.identity
+    for split in ("train", "validation"):
+        (tmp_path / "copy" / split / "rose").rename(tmp_path / "copy" / split / "lily")
+    assert of_folder(tmp_path / "copy").identity != first.identity
+    Image.new("RGB", (8, 8)).save(flowers / "train" / "rose" / "1.png")
+    assert of_folder(flowers).identity != first.identity
+    with pytest.raises(DatasetNotFoundError, match="nowhere"):
+        of_folder(tmp_path / "nowhere").identity  # noqa: B018
+
+
+def test_a_record_of_a_folder_replays_where_the_folder_is_not(flowers):
+    e = of_folder(flowers)
+    record = json.loads(json.dumps({"settings": e.settings, "inputs": e.inputs, "identity": e.identity}))
+    shutil.rmtree(flowers)
+    assert str(flowers) not in json.dumps(record)
+    assert Experiment.from_record(record).identity == e.identity
+
+
+# --- Records ---
+
+
+@pytest.mark.parametrize("policy", shipped_policies())
+def test_settings_make_the_experiment_again(policy):
+    e = dataclasses.replace(experiment(), policy=load_policy(policy))
+    again = Experiment.from_config(json.loads(json.dumps(e.settings)))
+    assert again.identity == e.identity
+    assert canonical(again.settings) == canonical(e.settings)
+
+
+def test_a_record_that_can_not_be_replayed_says_why():
+    e = experiment()
+    record = {"run": e.name, "settings": e.settings, "inputs": e.inputs, "identity": e.identity}
+    assert Experiment.from_record(record) == Experiment.from_record(record)
+    for changes, words in [
+        ({"identity": "0" * 64}, "not of 00000000"),
+        ({"settings": {**e.settings, "trainer": {"epocs": 1}}}, "unknown trainer settings epocs"),
+        (
+            {"settings": {**e.settings, "policy": {"rules": [{**RULE, "replace": "Gone"}]}}},
+            "conv3x3 can be",
+        ),
     ]:
-        sink = Listener()
-        with pytest.raises(kind, match=word):
-            run(bad, sink=sink, root=tmp_path)
-        assert sink.calls == []
-    for seed in (-1, 1.5, "one", None, True):
-        with pytest.raises(ConfigError, match=f"seed={seed!r}.*a whole number from 0"):
-            experiment(seed=seed)
-    with pytest.raises(ConfigError, match="never"):
-        run(experiment(), sink=NullSink(), root=tmp_path, resume="maybe")
+        with pytest.raises(RecordError, match=f"record of {e.name} can't be replayed: .*{words}"):
+            Experiment.from_record(record | changes)
+    with pytest.raises(RecordError, match="it lacks 'inputs'"):
+        Experiment.from_record({k: v for k, v in record.items() if k != "inputs"})
 
 
-def test_a_damaged_checkpoint_stops_with_a_remedy(tmp_path):
-    folder = experiment().folder(tmp_path)
-    folder.mkdir(parents=True)
-    (folder / "checkpoint.pt").write_bytes(b"garbage")
-    with pytest.raises(CheckpointError, match="resume=never"):
-        run(experiment(), sink=NullSink(), root=tmp_path)
-    assert (folder / "checkpoint.pt").read_bytes() == b"garbage"
+# --- Settings that can't be ---
 
 
-def test_dry_run_writes_nothing(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    report, metrics = dry_run(experiment(trainer={"dry_run": True, "batch_size": 16}))
-    assert len(report.replacements) == 9
-    assert metrics["train_loss"] > 0
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        *[({"seed": seed}, f"seed={seed!r}.*a whole number from 0") for seed in (-1, 1.5, "one", None, True)],
+        ({"trainer": {"epocs": 1}}, "unknown trainer settings epocs"),
+        ({"finetune": {"stages": 4}}, r"finetune.stages=4 need as many epochs, trainer.epochs is 3"),
+        ({"device": 0}, "device=0"),
+        ({"backbone": {"form": "keras"}}, "backbone needs a name"),
+        ({"backbone": {"name": "resnet20", "num_classes": 3}}, "backbone.num_classes is the data set's"),
+        ({"backbone": None}, "backbone needs a name"),
+        ({"dataset": "digits"}, "dataset needs a name"),
+        ({"dataset": {"name": "synthetic", "size": object()}}, "no setting"),
+    ],
+)
+def test_settings_that_can_not_be(changes, words):
+    with pytest.raises(ConfigError, match=words):
+        experiment(**changes)
 
 
-def test_the_seed_draws_the_weights(tmp_path):
-    losses = [run(experiment(seed=s), sink=NullSink(), root=tmp_path)["history"][0]["train_loss"] for s in (0, 1)]
-    assert losses[0] != losses[1]
-
-
-def test_auto_is_a_device_that_works():
-    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    assert load_policy("none").rules == ()
-
-
-def test_cuda_graphs_need_a_gpu(tmp_path):
-    with pytest.raises(ConfigError, match=r"trainer\.cuda_graph=true needs a GPU"):
-        run(experiment(trainer={"cuda_graph": True}), sink=NullSink(), root=tmp_path)
+def test_an_experiment_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        experiment().seed = 4
+    with pytest.raises(UserError):
+        Choice.from_dict({}, "backbone")

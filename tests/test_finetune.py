@@ -1,5 +1,6 @@
 """Going on from a trained network: start, fitted layers, stages, distillation."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,10 +8,13 @@ import torch
 import yaml
 from torch.nn import functional as F
 
+from whtnet.backbones import build_backbone
 from whtnet.classifier import Classifier
-from whtnet.engine import load_checkpoint
+from whtnet.engine import TrainConfig, load_checkpoint
 from whtnet.engine.loss import Loss
-from whtnet.experiment import Experiment, run
+from whtnet.experiment import Experiment
+from whtnet.finetune import FineTuneConfig, load_start_, stages_of
+from whtnet.runs import run
 from whtnet.settings import ConfigError
 from whtnet.tracking import NullSink
 
@@ -23,9 +27,11 @@ SETTINGS = {
 TRAINER = {"epochs": 3, "batch_size": 16, "precision": "fp32", "lr": 0.02}
 
 
-def experiment(policy="conv3x3", trainer=None, **finetune):
+def experiment(policy="conv3x3", trainer=None, changes=None, **finetune):
     data = yaml.safe_load((ROOT / "configs" / "policy" / f"{policy}.yaml").read_text())
-    return Experiment(**SETTINGS, policy=data, trainer={**TRAINER, **(trainer or {})}, finetune=finetune)
+    return Experiment.from_config(
+        {**SETTINGS, **(changes or {}), "policy": data, "trainer": {**TRAINER, **(trainer or {})}, "finetune": finetune}
+    )
 
 
 def train(root, *arguments, **options):
@@ -144,10 +150,44 @@ def test_a_start_that_does_not_fit(baseline, tmp_path):
     _, replaced, _ = train(tmp_path, trainer={"epochs": 1})
     with pytest.raises(ConfigError, match="policy=none"):
         train(tmp_path, start=str(replaced))
-    other = experiment(start=str(baseline))
-    other.backbone["name"] = "resnet32"
-    try:
-        with pytest.raises(ConfigError, match="does not fit this network"):
-            run(other, sink=NullSink(), root=tmp_path)
-    finally:
-        other.backbone["name"] = "resnet20"
+    other = experiment(changes={"backbone": {"name": "resnet32"}}, start=str(baseline))
+    with pytest.raises(ConfigError, match="does not fit this network"):
+        run(other, sink=NullSink(), root=tmp_path)
+    for count, words in ((3, "has 4 classes, and the data set has 3"), (5, "the data set has 5")):
+        data = {**SETTINGS["dataset"], "num_classes": count}
+        with pytest.raises(ConfigError, match=words):
+            run(experiment(changes={"dataset": data}, start=str(baseline)), sink=NullSink(), root=tmp_path)
+
+
+def test_a_start_with_other_class_names(baseline):
+    network = build_backbone("resnet20", num_classes=4)
+    load_start_(network, str(baseline), [f"class {i}" for i in range(4)])
+    with pytest.raises(ConfigError, match="other classes than the data set: number 2 is 'class 2' there and 'tulip'"):
+        load_start_(network, str(baseline), ["class 0", "class 1", "tulip", "class 3"])
+
+
+def test_a_start_is_known_by_its_weights(baseline, tmp_path):
+    shutil.copytree(baseline, tmp_path / "copy")
+    assert experiment(start=str(tmp_path / "copy")).identity == experiment(start=str(baseline)).identity
+    with (tmp_path / "copy" / "checkpoint.pt").open("ab") as file:
+        file.write(b"more")
+    assert experiment(start=str(tmp_path / "copy")).identity != experiment(start=str(baseline)).identity
+
+
+def test_epochs_are_shared_out_over_the_stages(tmp_path):
+    (alone,) = stages_of(TrainConfig(epochs=7), FineTuneConfig(), tmp_path)
+    assert alone.checkpoint == tmp_path / "checkpoint.pt"
+    assert alone.callbacks(print, input, 7) == {"on_epoch": print, "on_progress": input}  # handed on as they are
+    stages = stages_of(TrainConfig(epochs=7), FineTuneConfig(stages=3), None)
+    assert [(s.number, s.first, s.epochs, s.checkpoint) for s in stages] == [
+        (1, 0, 2, None),
+        (2, 2, 2, None),
+        (3, 4, 3, None),
+    ]
+    told = []
+    calls = stages[1].callbacks(
+        lambda metrics: told.append(metrics["epoch"]), lambda *progress: told.append(progress), 7
+    )
+    calls["on_epoch"]({"epoch": 1})
+    calls["on_progress"](0.5, "words")
+    assert told == [3, (3 / 7, "words")]

@@ -20,8 +20,15 @@ TRAINER = {"epochs": 2, "batch_size": 32, "precision": "fp32"}
 
 
 def job(folder, seed, **trainer):
-    experiment = Experiment(
-        {"name": "resnet20"}, {"name": "none", "rules": []}, DATASET, TRAINER | trainer, seed=seed, device="cpu"
+    experiment = Experiment.from_config(
+        {
+            "backbone": {"name": "resnet20"},
+            "policy": {"name": "none", "rules": []},
+            "dataset": DATASET,
+            "trainer": TRAINER | trainer,
+            "seed": seed,
+            "device": "cpu",
+        }
     )
     return Job(f"seed {seed}", experiment, {"name": "none"}, {"root": folder})
 

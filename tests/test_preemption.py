@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from whtnet.classifier import Classifier
-from whtnet.experiment import Experiment, run
+from whtnet.experiment import Experiment
 from whtnet.preemption import EXIT_STATUS, SIGNALS, PreemptedError, hand_on, listening
+from whtnet.runs import run
 from whtnet.tracking import NullSink
 
 ROOT = Path(__file__).parents[1]
@@ -65,12 +66,14 @@ def assert_same_bits(a, b):
         assert torch.equal(weights, b[0][name]), name
 
 
-EXPERIMENT = Experiment(
-    backbone={"name": "resnet20", "form": "keras"},
-    policy={"name": "mine", "rules": [{"match": "conv3x3", "replace": "FWHT2d", "where": {"nth": 2}}]},
-    dataset={"name": "synthetic", "size": 8, "train_size": 64, "test_size": 32},
-    trainer={"epochs": 3, "batch_size": 16, "precision": "fp32", "ema_decay": 0.9},
-    device="cpu",
+EXPERIMENT = Experiment.from_config(
+    {
+        "backbone": {"name": "resnet20", "form": "keras"},
+        "policy": {"name": "mine", "rules": [{"match": "conv3x3", "replace": "FWHT2d", "where": {"nth": 2}}]},
+        "dataset": {"name": "synthetic", "size": 8, "train_size": 64, "test_size": 32},
+        "trainer": {"epochs": 3, "batch_size": 16, "precision": "fp32", "ema_decay": 0.9},
+        "device": "cpu",
+    }
 )
 
 

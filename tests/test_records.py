@@ -1,3 +1,4 @@
+import hashlib
 import json
 import multiprocessing
 import os
@@ -10,41 +11,77 @@ import numpy as np
 import pytest
 import torch
 
-from whtnet import files, records
+from whtnet import records
 from whtnet.errors import UserError
 from whtnet.files import atomic_write
-from whtnet.records import environment, put_record, read_records, write_json
+from whtnet.records import (
+    RecordError,
+    environment,
+    layers_beside,
+    put_record,
+    read_layers,
+    read_records,
+    write_json,
+)
 
 ROOT = Path(__file__).parents[1]
 
 
+LAYERS = [{"name": "a", "threshold": [[0.12345, -1.0]]}, {"name": "b", "threshold": None}]
+
+
 def record(row, seed=0, **fields):
-    return {"table": "t", "row": row, "recipe": "short", "seed": seed, **fields}
+    identity = hashlib.sha256(f"{row}{seed}".encode()).hexdigest()
+    return {"format": 2, "table": "t", "row": row, "recipe": "short", "seed": seed, "identity": identity, **fields}
 
 
 # --- files ---
 
 
-def test_put_record_replaces_the_same_key_in_place_and_appends_others(tmp_path):
-    path = tmp_path / "results" / "runs.jsonl"
-    for row, top1 in (("a", 1), ("b", 2), ("c", 3), ("b", 4)):
-        put_record(path, record(row, top1=top1))
-    put_record(path, record("b", seed=1, top1=5))
-    assert [(r["row"], r["seed"], r["top1"]) for r in read_records(path)] == [
-        ("a", 0, 1), ("b", 0, 4), ("c", 0, 3), ("b", 1, 5)
-    ]  # fmt: skip
-    assert [file.name for file in path.parent.iterdir()] == ["runs.jsonl"]
+def test_every_record_has_a_file_of_its_own_named_by_what_it_is(tmp_path):
+    first, second = record("a", history=[{"epoch": 1, "x": 0.5}]), record("b.c", seed=3, table="u")
+    path = put_record(tmp_path, first, LAYERS)
+    assert path == tmp_path / "t" / f"a-seed0-{first['identity'][:8]}.json"
+    put_record(tmp_path, second)
+    assert read_records(tmp_path) == [first, second]
+    assert sorted(file.name.split("-")[0] for file in tmp_path.glob("*/*")) == ["a", "a", "b.c"]
+    replaced = record("a", history=[])
+    put_record(tmp_path, replaced)
+    assert read_records(tmp_path) == [replaced, second]
+    assert [file.name for file in (tmp_path / "t").iterdir()] == [path.name]  # its layers went with it
 
 
-def test_put_record_needs_its_key(tmp_path):
-    with pytest.raises(UserError, match="missing: recipe, seed"):
-        put_record(tmp_path / "runs.jsonl", {"table": "t", "row": "a"})
-    put_record(tmp_path / "runs.jsonl", {"id": 1}, key=("id",))
-    assert read_records(tmp_path / "runs.jsonl") == [{"id": 1}]
+def test_layers_lie_beside_their_record_with_three_digits(tmp_path):
+    path = put_record(tmp_path, record("a"), LAYERS)
+    put_record(tmp_path, record("b"))
+    assert path.with_suffix(".layers.json").is_file()
+    assert read_layers(tmp_path, record("a")) == layers_beside(path)
+    assert layers_beside(path) == [{"name": "a", "threshold": [[0.123, -1.0]]}, LAYERS[1]]
+    assert read_layers(tmp_path, record("b")) == []
 
 
-def test_no_file_no_records(tmp_path):
-    assert read_records(tmp_path / "missing.jsonl") == []
+def test_a_record_is_text_that_can_be_reviewed(tmp_path):
+    epochs = [{"epoch": n, "loss": 1 / n} for n in (1, 2, 3)]
+    path = put_record(tmp_path, record("a", history=epochs, after={"x": [1]}))
+    lines = path.read_text().splitlines()
+    assert [line for line in lines if '"epoch"' in line] == [
+        f"    {json.dumps(e)}{',' * (e != epochs[-1])}" for e in epochs
+    ]
+    assert json.loads(path.read_text()) == record("a", history=epochs, after={"x": [1]})
+    assert '  "row": "a",' in lines
+
+
+def test_no_folder_no_records(tmp_path):
+    assert read_records(tmp_path / "missing") == []
+
+
+def test_a_table_needs_its_labels(tmp_path):
+    with pytest.raises(UserError, match="missing: recipe, seed, identity"):
+        put_record(tmp_path, {"table": "t", "row": "a"})
+    for name in ("../a", "", ".hidden", "a/b", "a b"):
+        with pytest.raises(UserError, match="can't name a file"):
+            put_record(tmp_path, record(name))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_json_is_strict_and_takes_the_scalars_of_torch_and_numpy(tmp_path):
@@ -59,68 +96,63 @@ def test_json_is_strict_and_takes_the_scalars_of_torch_and_numpy(tmp_path):
         Path("a/b"),
     ]
     expected = [None, None, None, 2.5, 3, True, [1, None], "a/b"]
-    put_record(tmp_path / "runs.jsonl", record("a", values=values))
-    write_json(tmp_path / "record.json", {"values": values})
+    path = put_record(tmp_path, record("a", values=values))
+    write_json(tmp_path / "other.json", {"values": values})
 
     def refuse(constant):
         raise AssertionError(constant)
 
-    for name in ("runs.jsonl", "record.json"):
-        assert json.loads((tmp_path / name).read_text(), parse_constant=refuse)["values"] == expected
+    for file in (path, tmp_path / "other.json"):
+        assert json.loads(file.read_text(), parse_constant=refuse)["values"] == expected
     with pytest.raises(TypeError, match="cannot record"):
-        write_json(tmp_path / "record.json", {"a": object()})
-    assert json.loads((tmp_path / "record.json").read_text())["values"] == expected  # untouched
+        put_record(tmp_path, record("a", values=object()))
+    assert json.loads(path.read_text())["values"] == expected  # untouched
 
 
-@pytest.mark.parametrize("torn", [b'{"table": "t", "ro', b'{"a": "\xc3', b"\0\0\0"])
-def test_a_torn_last_line_loses_nothing_else_and_goes_with_the_next_write(tmp_path, torn):
-    path = tmp_path / "runs.jsonl"
-    put_record(path, record("a"))
-    with path.open("ab") as file:
-        file.write(torn)
-    with pytest.warns(RuntimeWarning, match="incomplete last line"):
-        assert read_records(path) == [record("a")]
-    with pytest.warns(RuntimeWarning, match="incomplete last line"):
-        put_record(path, record("b"))
-    assert read_records(path) == [record("a"), record("b")]
-
-
-@pytest.mark.parametrize("content", ['{}\n{"a": \n{}\n', "{}\n3\n{}\n", "{}\n<<<<<<< HEAD\n"])
-def test_a_corrupt_line_is_named_and_never_overwritten(tmp_path, content):
-    path = tmp_path / "runs.jsonl"
-    path.write_text(content)
-    for act in (lambda: read_records(path), lambda: put_record(path, record("a"))):
-        with pytest.raises(UserError, match=r"runs\.jsonl, line 2"):
+@pytest.mark.parametrize("content", ["", '{"table": "t", "ro', "[]", "3", "<<<<<<< HEAD\n{}", "\0\0"])
+def test_a_damaged_file_is_named(tmp_path, content):
+    path = put_record(tmp_path, record("a"), LAYERS)
+    beside = path.with_suffix(".layers.json")
+    for file, act in ((beside, lambda: read_layers(tmp_path, record("a"))), (path, lambda: read_records(tmp_path))):
+        file.write_text("{}" if file == beside and content == "[]" else content)
+        with pytest.raises(RecordError, match=f"{file.name} can't be read as a record"):
             act()
-    assert path.read_text() == content
 
 
-def _put_many(path, writer):
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"format": 1}, "migrate_records"),
+        ({"format": 3}, "take the version that wrote it"),
+        ({"row": "../a"}, "name a file"),
+    ],
+)
+def test_a_record_that_is_none_of_a_table_is_named(tmp_path, change, words):
+    path = put_record(tmp_path, record("a"))
+    path.write_text(json.dumps(record("a") | change))
+    with pytest.raises(RecordError, match=rf"{path.name}.*{words}"):
+        read_records(tmp_path)
+
+
+def _put_many(folder, writer):
     for seed in range(10):
-        put_record(path, record(f"row{writer}", seed))
-        put_record(path, record("shared", seed, writer=writer))
+        put_record(folder, record(f"row{writer}", seed), LAYERS)
+        put_record(folder, record("shared", seed, writer=writer), LAYERS)
 
 
-@pytest.mark.skipif(files.fcntl is None, reason="no fcntl here")
-def test_several_processes_write_one_file(tmp_path):
-    path = tmp_path / "runs.jsonl"
+def test_several_processes_write_at_once(tmp_path):
     context = multiprocessing.get_context("fork")
-    writers = [context.Process(target=_put_many, args=(path, writer)) for writer in range(4)]
+    writers = [context.Process(target=_put_many, args=(tmp_path, writer)) for writer in range(4)]
     for writer in writers:
         writer.start()
-    for writer in writers:
-        writer.join()
+    while any(writer.is_alive() for writer in writers):
+        read_records(tmp_path)  # never half of one
     assert [writer.exitcode for writer in writers] == [0] * 4
-    keys = [(r["row"], r["seed"]) for r in read_records(path)]
     rows = ("row0", "row1", "row2", "row3", "shared")
-    assert sorted(keys) == sorted((row, seed) for row in rows for seed in range(10))
-    assert [file.name for file in tmp_path.iterdir()] == ["runs.jsonl"]
-
-
-def test_records_without_file_locks(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "fcntl", None)
-    put_record(tmp_path / "runs.jsonl", record("a"))
-    assert read_records(tmp_path / "runs.jsonl") == [record("a")]
+    found = read_records(tmp_path)
+    assert sorted((r["row"], r["seed"]) for r in found) == sorted((row, seed) for row in rows for seed in range(10))
+    assert all(len(read_layers(tmp_path, r)) == 2 for r in found)
+    assert len(list(tmp_path.glob("*/*"))) == 100
 
 
 def test_atomic_write_keeps_the_old_content_when_it_fails_and_says_what_to_do(tmp_path, monkeypatch):
@@ -186,7 +218,7 @@ def test_environment_tells_a_clean_checkout_from_a_dirty_one_and_from_none(tmp_p
     commit, dirty = state()
     assert re.fullmatch("[0-9a-f]{40}", commit)
     assert dirty is False
-    atomic_write(tmp_path / "results" / "runs.jsonl", "{}\n")
+    atomic_write(tmp_path / "results" / "runs" / "t" / "a.json", "{}\n")
     atomic_write(tmp_path / "README.md", "tables\n")
     assert state() == (commit, False)
     atomic_write(tmp_path / "pkg" / "new.py", "")

@@ -32,16 +32,16 @@ rows:
 """
 
 
-def record(row, seed, top1, parameters, layers=None):
+def record(row, seed, top1, parameters):
     history = [
         {"epoch": e, "test_top1": top1 - 10 / e, "train_loss": 1 / (e + seed), "seconds": 6.0} for e in (1, 2, 3)
     ]
-    optional = {} if layers is None else {"layers": layers}
     return {
         "table": "mine",
         "row": row,
         "recipe": "short",
         "seed": seed,
+        "identity": f"{row}{seed}",
         "epochs": 3,
         "test_top1": top1,
         "precision": "float32",
@@ -49,7 +49,6 @@ def record(row, seed, top1, parameters, layers=None):
         "settings": {"trainer": {"schedule": "onecycle"}},
         "environment": {"commit": None, "dirty": None, "versions": {"torch": "2"}, "device_name": "x", "threads": 1},
         "history": history,
-        **optional,
     }
 
 
@@ -63,8 +62,8 @@ def project(tmp_path):
     """A table with records of two rows, one of which says what its layers learned: the specification, the results."""
     (tmp_path / "mine.yaml").write_text(SPEC)
     for seed, top1 in enumerate((90.0, 92.0)):
-        put_record(tmp_path / "runs.jsonl", record("a", seed, top1, 100))
-        put_record(tmp_path / "runs.jsonl", record("b", seed, top1 - 5, 50, layers_of_a_model()))
+        put_record(tmp_path / "runs", record("a", seed, top1, 100))
+        put_record(tmp_path / "runs", record("b", seed, top1 - 5, 50), layers_of_a_model())
     return load_spec(tmp_path, "mine"), tmp_path
 
 
@@ -108,8 +107,8 @@ def test_the_page_is_whole(project):
 
 def test_records_without_layers_have_no_such_section(project):
     spec, results = project
-    (results / "runs.jsonl").unlink()
-    put_record(results / "runs.jsonl", record("a", 0, 90.0, 100))
+    shutil.rmtree(results / "runs")
+    put_record(results / "runs", record("a", 0, 90.0, 100))
     assert "layers" not in Page(build_report([spec], results)).anchors
 
 

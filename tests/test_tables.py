@@ -55,6 +55,7 @@ def record(row, seed, top1, parameters=100, table="mine", recipe="short"):
         "row": row,
         "recipe": recipe,
         "seed": seed,
+        "identity": f"{row}{seed}",
         "epochs": 5,
         "test_top1": top1,
         "history": [
@@ -157,7 +158,7 @@ def test_recorded_costs_are_those_counted(name):
     counts = json.loads(path.read_text())["rows"]
     assert list(counts) == [row["id"] for row in spec.rows]
     assert {len(costs) for costs in counts.values()} == {len(spec.counted)}
-    for run in read_records(ROOT / "results" / "runs.jsonl"):
+    for run in read_records(ROOT / "results" / "runs"):
         if run["table"] == name:
             assert run["cost"] == counts[run["row"]][0]
 
@@ -261,7 +262,7 @@ def test_curves_of_unlike_lengths_share_an_axis(tmp_path):
 
 
 def test_figures_of_a_training_table(tmp_path):
-    put_record(tmp_path / "runs.jsonl", record("a", 0, 90.0))
+    put_record(tmp_path / "runs", record("a", 0, 90.0))
     draw_figures(write_spec(tmp_path, SPEC), tmp_path)
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == [
         f"mine_{figure}.{suffix}" for figure in ("curves", "pareto") for suffix in ("png", "svg")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from whtnet.experiment import Experiment, run
+from whtnet.experiment import Experiment
+from whtnet.runs import run
 from whtnet.tracking import NullSink
 
 ROOT = Path(__file__).parents[1]
@@ -49,7 +50,15 @@ def test_the_workspace_charts_what_runs_log(script, tmp_path):
 
     dataset = {"name": "synthetic", "size": 8, "train_size": 32, "test_size": 16}
     trainer = {"epochs": 1, "batch_size": 16, "precision": "fp32"}
-    experiment = Experiment({"name": "resnet20"}, {"name": "none", "rules": []}, dataset, trainer, device="cpu")
+    experiment = Experiment.from_config(
+        {
+            "backbone": {"name": "resnet20"},
+            "policy": {"name": "none", "rules": []},
+            "dataset": dataset,
+            "trainer": trainer,
+            "device": "cpu",
+        }
+    )
     run(experiment, sink=Listener(), root=tmp_path)
     sections = script.build_workspace("team", "project")._to_model().spec.section.panel_bank_config.sections
     configs = [panel.config for section in sections for panel in section.panels]

@@ -7,7 +7,8 @@ from typing import Any
 
 from whtnet import distributed
 from whtnet.console import ProgressView, console, exit_on_user_error, print_fits, print_record, print_report
-from whtnet.experiment import RECORD, Experiment, dry_run, run
+from whtnet.experiment import Experiment
+from whtnet.runs import dry_run, run
 from whtnet.tracking import make_sink
 
 
@@ -32,21 +33,22 @@ def train(c: dict[str, Any]) -> float | None:
         print_report(report)
         console.print(f"One batch trained: loss {metrics['train_loss']:.4f}. Nothing was written.")
         return None
-    root = Path(c["run_root"])
-    folder = experiment.folder(root)
-    finished = c["resume"] == "auto" and (folder / RECORD).exists()
-    console.print(f"run folder: {folder}" + (" (finished earlier; resume=never trains again)" if finished else ""))
     with ProgressView() as view:
         record = run(
             experiment,
             sink=distributed.together(lambda: make_sink(**c["logger"])),
-            root=root,
+            root=Path(c["run_root"]),
             resume=c["resume"],
             group=c["group"],
             tags=c["tags"],
+            on_folder=_print_folder,
             on_report=print_report,
             on_fits=print_fits,
             on_progress=view.task(experiment.name),
         )
     print_record(record)
     return 100 - record["test_top1"]
+
+
+def _print_folder(folder: Path, finished: bool) -> None:
+    console.print(f"run folder: {folder}" + (" (finished earlier; resume=never trains again)" if finished else ""))

@@ -5,7 +5,8 @@ Training from scratch is the case of one stage, fresh layers and no teacher.
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,22 @@ class FineTuneConfig:
         return read_settings(cls, settings, "finetune")
 
 
-def load_start_(model: nn.Module, source: str) -> None:
+def start_identity(source: str) -> str:
+    """What the model called ``source`` is: a digest of its weights' file, or its name on the hub."""
+    path = Path(source)
+    for file in (path / CHECKPOINT, path / "model.safetensors", path):
+        if file.is_file():
+            return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    return source
+
+
+def load_start_(model: nn.Module, source: str, classes: Sequence[str]) -> None:
     """Give ``model``, a backbone without replaced layers, the weights of a trained one.
+
+    Args:
+        model: the backbone.
+        source: as :meth:`whtnet.classifier.Classifier.load` takes it.
+        classes: names of the data set's classes, which that one must have been trained on.
 
     Raises:
         ConfigError: if that one is another network, has other classes, or has replaced layers.
@@ -79,13 +94,31 @@ def load_start_(model: nn.Module, source: str) -> None:
     start = Classifier.load(source)
     if start.report.replacements:
         raise ConfigError(f"finetune.start={source} has replaced layers itself; name a model with policy=none")
+    check_classes(f"finetune.start={source}", start.classes, classes)
     try:
         model.load_state_dict(start.network.state_dict())
     except RuntimeError as error:
         raise ConfigError(
-            f"finetune.start={source} is {start.report.architecture} with {len(start.classes)} classes, which does not "
-            f"fit this network: {error}"
+            f"finetune.start={source} is {start.report.architecture}, which does not fit this network: {error}"
         ) from error
+
+
+def check_classes(origin: str, theirs: Sequence[str], ours: Sequence[str]) -> None:
+    """Compare the class names of a trained model with those of the data, whose order is that of the outputs.
+
+    Raises:
+        ConfigError: naming ``origin`` and the first class that differs.
+    """
+    if len(theirs) != len(ours):
+        raise ConfigError(
+            f"{origin} has {len(theirs)} classes, and the data set has {len(ours)}; take a model of this data"
+        )
+    for number, (a, b) in enumerate(zip(theirs, ours, strict=True)):
+        if a != b:
+            raise ConfigError(
+                f"{origin} has other classes than the data set: number {number} is {a!r} there and {b!r} here; take a "
+                "model of this data"
+            )
 
 
 def fit_in_stages(
@@ -126,55 +159,85 @@ def fit_in_stages(
     Returns:
         The network, and its result: the history over all stages, the best epoch of the last one.
     """
-    if config.epochs < finetune.stages:
-        raise ConfigError(f"{finetune.stages} stages need as many epochs, trainer.epochs is {config.epochs}")
-    model, done, history, seconds = original, frozenset[str](), list[dict[str, float]](), 0.0
-    distillation = {}
+    options |= {"device": device, "seed": seed}
     if finetune.distill:
         teacher = copy.deepcopy(original).to(device).eval().requires_grad_(False)
-        distillation = {"teacher": teacher, "distill": finetune.distill, "temperature": finetune.temperature}
-    for stage in range(1, finetune.stages + 1):
-        share = stage / finetune.stages
-        place = None if folder is None else folder if stage == finetune.stages else folder / f"stage-{stage}"
-        checkpoint = None if place is None else place / CHECKPOINT
-        if stage > 1:
-            seed_everything(seed, stage)  # fresh layers must not depend on whether the stage before ran just now
-        previous, (model, report) = model, _replace(original, model, policy, input_size, share)
-        new = tuple(site for site in report.replacements if site.name not in done)
-        done |= {site.name for site in new}
-        if finetune.init == "fit" and not (checkpoint and checkpoint.exists()):
+        options |= {"teacher": teacher, "distill": finetune.distill, "temperature": finetune.temperature}
+    model, report, results = original, None, list[FitResult]()
+    for stage in stages_of(config, finetune, folder):
+        if stage.number > 1:
+            seed_everything(seed, stage.number)  # fresh layers must not depend on whether the stage before ran just now
+        done = {site.name for site in report.replacements} if report else set()
+        previous, (model, report) = model, _replace(original, model, policy, input_size, stage.share)
+        if finetune.init == "fit" and not (stage.checkpoint and stage.checkpoint.exists()):
+            new = tuple(site for site in report.replacements if site.name not in done)
             images = loaders.train.first_images(finetune.init_images)
-            on_fits(
-                fit_layers_(
-                    model.to(device), previous.to(device), dataclasses.replace(report, replacements=new), images
-                )
-            )
-        first = (stage - 1) * (config.epochs // finetune.stages)
-        epochs = config.epochs - first if stage == finetune.stages else config.epochs // finetune.stages
-
-        def counted(metrics: dict[str, float], first: int = first) -> dict[str, float]:
-            return metrics | {"epoch": metrics["epoch"] + first}
-
+            fresh = dataclasses.replace(report, replacements=new)
+            on_fits(fit_layers_(model.to(device), previous.to(device), fresh, images))
         result = fit(
             model,
             loaders,
-            dataclasses.replace(config, epochs=epochs),
-            device=device,
-            seed=seed,
-            checkpoint=checkpoint,
-            extra={**extra, "classifier": {**extra["classifier"], "share": share}},
-            on_epoch=lambda metrics, counted=counted: on_epoch(counted(metrics)),
-            on_progress=lambda fraction, status, first=first, epochs=epochs: on_progress(
-                (first + fraction * epochs) / config.epochs, status
-            ),
-            **distillation,
+            dataclasses.replace(config, epochs=stage.epochs),
+            checkpoint=stage.checkpoint,
+            extra={**extra, "classifier": {**extra["classifier"], "share": stage.share}},
+            **stage.callbacks(on_epoch, on_progress, config.epochs),
             **options,
         )
-        history += [counted(metrics) for metrics in result.history]
-        seconds += result.seconds
+        results.append(stage.counted(result))
         if config.dry_run:
             break
-    return model, FitResult(history, counted(result.best) if result.best else None, seconds)
+    history = [metrics for result in results for metrics in result.history]
+    return model, FitResult(history, results[-1].best, sum(result.seconds for result in results))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One of the trainings that a run is made of.
+
+    Attributes:
+        number: from 1.
+        share: of the policy's sites that are replaced in it.
+        first: epochs of the run before it.
+        epochs: its own.
+        checkpoint: its file, or None.
+    """
+
+    number: int
+    share: float
+    first: int
+    epochs: int
+    checkpoint: Path | None
+
+    def callbacks(
+        self, on_epoch: Callable[[dict[str, float]], None], on_progress: Progress, total: int
+    ) -> dict[str, Any]:
+        """The run's callbacks for this training; of a run with no other stage, they are the run's own."""
+        if self.epochs == total:
+            return {"on_epoch": on_epoch, "on_progress": on_progress}
+        return {
+            "on_epoch": lambda metrics: on_epoch(self._shifted(metrics)),
+            "on_progress": lambda fraction, status: on_progress((self.first + fraction * self.epochs) / total, status),
+        }
+
+    def counted(self, result: FitResult) -> FitResult:
+        """A result of this training with its epochs counted over the run."""
+        best = result.best and self._shifted(result.best)
+        return FitResult([self._shifted(metrics) for metrics in result.history], best, result.seconds)
+
+    def _shifted(self, metrics: dict[str, float]) -> dict[str, float]:
+        return metrics | {"epoch": metrics["epoch"] + self.first}
+
+
+def stages_of(config: TrainConfig, finetune: FineTuneConfig, folder: Path | None) -> list[Stage]:
+    """Share the epochs out; the last stage has what is left over, and the run's own folder."""
+    count, each = finetune.stages, config.epochs // finetune.stages
+    stages = []
+    for number in range(1, count + 1):
+        place = folder and (folder if number == count else folder / f"stage-{number}")
+        first = (number - 1) * each
+        epochs = config.epochs - first if number == count else each
+        stages.append(Stage(number, number / count, first, epochs, place and place / CHECKPOINT))
+    return stages
 
 
 def _replace(

@@ -17,8 +17,9 @@ import torch
 
 from whtnet.engine import Progress
 from whtnet.errors import UserError
-from whtnet.experiment import Experiment, run
+from whtnet.experiment import Experiment
 from whtnet.preemption import PreemptedError, listening
+from whtnet.runs import run
 from whtnet.tracking import make_sink
 
 _MESSAGE_INTERVAL_S = 0.5
@@ -31,13 +32,13 @@ class JobError(UserError, RuntimeError):
 
 @dataclass(frozen=True)
 class Job:
-    """A run, as plain data that another process can be given.
+    """A run that another process can be given.
 
     Attributes:
         title: for the progress view and errors.
         experiment: the settings.
         logger: keywords of :func:`whtnet.tracking.make_sink`.
-        options: further keywords of :func:`whtnet.experiment.run`.
+        options: further keywords of :func:`whtnet.runs.run`.
     """
 
     title: str

@@ -1,10 +1,10 @@
-"""Records of runs, as strict JSON: a run of a table is one line of ``results/runs.jsonl``."""
+"""Records of runs, as strict JSON: every run of a table is a file of its own below ``results/runs``."""
 
 import json
 import math
 import platform
+import re
 import subprocess
-import warnings
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -15,11 +15,17 @@ import torch
 import whtnet
 from whtnet import distributed
 from whtnet.errors import UserError
-from whtnet.files import atomic_write, locked
+from whtnet.files import atomic_write
+
+FORMAT = 2
+LABELS = ("table", "row", "recipe", "seed", "identity")
+"""What a record in a table's folder says besides."""
+
+_BESIDE = ".layers.json"
 
 
 class RecordError(UserError, ValueError):
-    """A record without its key, or a file of records that is damaged."""
+    """A record that lacks something, is damaged or can't be replayed."""
 
 
 def plain(value: Any) -> Any:
@@ -48,64 +54,143 @@ def write_json(path: str | Path, value: Any) -> None:
     atomic_write(path, json.dumps(plain(value), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
-def read_records(path: str | Path) -> list[dict[str, Any]]:
-    """Read a file of one JSON object per line; no file, no records.
-
-    A last line without its end, left by a killed writer, is skipped with a warning.
-
-    Raises:
-        RecordError: naming file and line, where any other line is not a JSON object.
-    """
-    path = Path(path)
-    records = []
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)  # an undecodable byte is a ValueError too
-            if not isinstance(record, dict):
-                raise ValueError("not an object")
-        except ValueError as error:
-            if number == len(lines) and not line.endswith(b"\n"):
-                warnings.warn(f"{path}: skipped the incomplete last line ({number})", RuntimeWarning, stacklevel=2)
-                break
-            raise RecordError(f"{path}, line {number}: not a JSON record ({error}); repair or delete it") from error
-        records.append(record)
-    return records
-
-
-def put_record(
-    path: str | Path, record: Mapping[str, Any], key: Sequence[str] = ("table", "row", "recipe", "seed")
-) -> None:
-    """Put ``record`` into a file of one JSON object per line: in place of those that agree in ``key``, else at the end.
-
-    The file is replaced in one step, under a lock against other processes; a torn last line goes with that.
+def write_record(path: Path, record: Mapping[str, Any], layers: Sequence[Mapping[str, Any]] = ()) -> None:
+    """Write a record, its history one epoch a line, and what its layers hold in a file beside it.
 
     Args:
-        path: created where missing.
+        path: of the record, ``NAME.json``; the layers go to ``NAME.layers.json``, written first.
         record: see :func:`plain` for what it may hold.
-        key: the fields that identify a record.
+        layers: of :func:`whtnet.inspection.describe_layers`; without any no file is left beside the record.
 
     Raises:
-        RecordError: for a record without the key's fields, or a corrupt file (see :func:`read_records`).
-        FileError: where the file cannot be written.
+        FileError: where a file cannot be written.
     """
-    record = plain(record)
-    if missing := [name for name in key if name not in record]:
-        raise RecordError(f"a record for {path} needs the fields {', '.join(key)}; missing: {', '.join(missing)}")
+    beside = _layers_file(path)
+    if layers:
+        rows = ",\n".join(
+            json.dumps(_rounded(plain(layer)), allow_nan=False, separators=(",", ":")) for layer in layers
+        )
+        atomic_write(beside, f"[\n{rows}\n]\n")
+    atomic_write(path, _text(plain({"format": FORMAT, **record})))
+    if not layers:
+        beside.unlink(missing_ok=True)
 
-    def identity(other: dict[str, Any]) -> list[Any]:
-        return [other.get(name) for name in key]
 
-    with locked(Path(path)):
-        records = read_records(path)
-        twins = [index for index, other in enumerate(records) if identity(other) == identity(record)]
-        position = twins[0] if twins else len(records)
-        others = [other for index, other in enumerate(records) if index not in twins]
-        lines = [
-            json.dumps(plain(other), allow_nan=False, ensure_ascii=False)
-            for other in [*others[:position], record, *others[position:]]
-        ]
-        atomic_write(path, "\n".join(lines) + "\n")
+def read_record(path: Path) -> dict[str, Any]:
+    """Read what :func:`write_record` wrote, but for the layers.
+
+    Raises:
+        RecordError: naming the file, if it is damaged or of another format.
+    """
+    record = _read(path, dict)
+    if (found := record.get("format", 1)) != FORMAT:
+        raise RecordError(
+            f"{path} is a record of format {found}, and this version of whtnet reads format {FORMAT}; "
+            f"{'scripts/migrate_records.py rewrites it' if found == 1 else 'take the version that wrote it'}"
+        )
+    return record
+
+
+def read_records(folder: str | Path) -> list[dict[str, Any]]:
+    """Read the records of all tables below ``folder``, ordered by file name; no folder, no records.
+
+    Raises:
+        RecordError: naming the file that is damaged, lacks what a table needs, or has another format.
+    """
+    return [_read_labelled(path) for path in sorted(Path(folder).glob("*/*.json")) if not _is_beside(path)]
+
+
+def put_record(folder: str | Path, record: Mapping[str, Any], layers: Sequence[Mapping[str, Any]] = ()) -> Path:
+    """Keep a record in a file of its own below ``folder``, named by table, row, seed and identity.
+
+    A record of the same name is replaced, in one step, so that processes may write at once; :func:`write_record` says
+    how.
+
+    Returns:
+        The file.
+
+    Raises:
+        RecordError: for a record that lacks one of :data:`LABELS`.
+        FileError: where a file cannot be written.
+    """
+    path = Path(folder) / record_file(record)
+    write_record(path, record, layers)
+    return path
+
+
+def read_layers(folder: str | Path, record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the layers of a record of :func:`read_records` hold; none where nothing was kept.
+
+    Raises:
+        RecordError: naming the file, if it is damaged.
+    """
+    return layers_beside(Path(folder) / record_file(record))
+
+
+def layers_beside(path: Path) -> list[dict[str, Any]]:
+    """Likewise, of the record in the file ``path``."""
+    beside = _layers_file(path)
+    return _read(beside, list) if beside.exists() else []
+
+
+def record_file(record: Mapping[str, Any]) -> str:
+    """Where :func:`put_record` keeps a record, relative to its folder.
+
+    Raises:
+        RecordError: for a record that lacks one of :data:`LABELS`, or a table or row that can't name a file.
+    """
+    if missing := [name for name in LABELS if name not in record]:
+        raise RecordError(f"a table's record needs {', '.join(LABELS)}; missing: {', '.join(missing)}")
+    for name in ("table", "row"):
+        if not re.fullmatch(r"[\w-][\w.-]*", str(record[name])):
+            raise RecordError(f"{name} {record[name]!r} can't name a file; take letters, digits, '_', '-' and '.'")
+    return f"{record['table']}/{record['row']}-seed{record['seed']}-{record['identity'][:8]}.json"
+
+
+def _read_labelled(path: Path) -> dict[str, Any]:
+    record = read_record(path)
+    try:
+        record_file(record)
+    except RecordError as error:
+        raise RecordError(f"{path}: {error}") from error
+    return record
+
+
+def _read(path: Path, kind: type) -> Any:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, kind):
+            raise ValueError(f"not {'an object' if kind is dict else 'a list'}")
+    except (OSError, ValueError) as error:  # an undecodable byte is a ValueError too
+        raise RecordError(f"{path} can't be read as a record ({error}); repair or delete it") from error
+    return content
+
+
+def _text(record: dict[str, Any]) -> str:
+    """Indented for reviews, but for the history: one line an epoch."""
+    rest = {name: value for name, value in record.items() if name != "history"}
+    text = json.dumps(rest, indent=2, allow_nan=False, ensure_ascii=False)
+    if "history" in record:
+        epochs = ",\n".join(f"    {json.dumps(epoch, allow_nan=False)}" for epoch in record["history"])
+        text = f'{text.removesuffix("}").rstrip()},\n  "history": [\n{epochs}\n  ]\n}}'
+    return text + "\n"
+
+
+def _rounded(value: Any) -> Any:
+    """Three significant digits: enough for a picture, which is what layers are kept for."""
+    if isinstance(value, float):
+        return float(f"{value:.3g}")
+    if isinstance(value, dict):
+        return {name: _rounded(item) for name, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list) else value
+
+
+def _layers_file(path: Path) -> Path:
+    return path.with_name(f"{path.stem}{_BESIDE}")
+
+
+def _is_beside(path: Path) -> bool:
+    return path.name.endswith(_BESIDE)
 
 
 def environment(device: torch.device | str) -> dict[str, Any]:

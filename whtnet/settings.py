@@ -1,6 +1,8 @@
 """Plain data as settings: compared with the annotations of what takes them."""
 
 import dataclasses
+import inspect
+import json
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -65,3 +67,37 @@ def _is(value: Any, kind: type) -> bool:
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def canonical(value: Any) -> Any:
+    """One form for all that means the same as settings: 1.0 is 1, a tuple a list, no keys are null, others in order.
+
+    Raises:
+        ConfigError: for what is no plain data.
+    """
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return int(value) if value.is_integer() else value
+        case Mapping():
+            return {key: canonical(value[key]) for key in sorted(value)} or None
+        case list() | tuple():
+            return [canonical(item) for item in value]
+    raise ConfigError(f"{value!r} is no setting; give numbers, words, lists or mappings")
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two settings mean the same; true is not 1."""
+    return json.dumps(canonical(a)) == json.dumps(canonical(b))
+
+
+def without_defaults(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that differ from their default, in canonical form."""
+    return canonical({k: v for k, v in settings.items() if k not in defaults or not same(v, defaults[k])})
+
+
+def defaults_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """The defaults of a function's arguments, of those that have one."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}

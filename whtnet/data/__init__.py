@@ -4,7 +4,7 @@ from whtnet.data.dataset import ImageDataset, load_dataset
 from whtnet.data.errors import DatasetError, DatasetNotFoundError
 from whtnet.data.identity import data_identity
 from whtnet.data.loaders import Loader, Loaders
-from whtnet.data.sources import SOURCES
+from whtnet.data.sources import SOURCES, source_defaults
 
 __all__ = [
     "SOURCES",
@@ -15,4 +15,5 @@ __all__ = [
     "Loaders",
     "data_identity",
     "load_dataset",
+    "source_defaults",
 ]

@@ -47,6 +47,17 @@ class Source:
     title: str = ""
 
 
+def source_defaults(name: str) -> dict[str, Any]:
+    """The options of the data set called ``name`` with their defaults.
+
+    Raises:
+        DatasetError: for an unknown name.
+    """
+    if name not in SOURCES:
+        raise DatasetError(f"unknown data set {name!r}; choose one of {', '.join(SOURCES)}")
+    return dict(SOURCES[name].__kwdefaults__ or {})
+
+
 def read_source(name: str, root: str | None = None, download: bool = True, **options: Any) -> Source:
     """Read the data set called ``name``; the same arguments give the same, already decoded, images within a process.
 
@@ -54,9 +65,7 @@ def read_source(name: str, root: str | None = None, download: bool = True, **opt
         DatasetError: for an unknown name or option, an empty split, labels out of range, images that can't be decoded.
         DatasetNotFoundError: if the data is neither here nor could be downloaded.
     """
-    if name not in SOURCES:
-        raise DatasetError(f"unknown data set {name!r}; choose one of {', '.join(SOURCES)}")
-    known = SOURCES[name].__kwdefaults__ or {}
+    known = source_defaults(name)
     if unknown := sorted(set(options) - set(known)):
         takes = f"it takes {', '.join(known)}" if known else "it takes none"
         raise DatasetError(f"unknown option dataset.{unknown[0]} of {name}; {takes}")

@@ -87,7 +87,7 @@ def apply_policy_(
     elif not isinstance(policy, Policy):
         policy = load_policy(policy)
     rules = policy.rules_for(model)
-    _check_policy_options(policy, rules)
+    check_options(policy, rules)
     found = find_sites(model, input_size)
     before = measure_cost(model, input_size)
     if not 0 <= share <= 1:
@@ -233,18 +233,14 @@ def _build_pre_gap(site: Site, options: dict[str, Any]) -> nn.Module:
 class _Builder:
     kinds: tuple[str, ...]
     build: Callable[[Site, dict[str, Any]], nn.Module]
-    options: frozenset[str]
+    options: Mapping[str, Any]  # with their defaults
 
 
-def _options_of(*classes: type[nn.Module]) -> frozenset[str]:
+def _options_of(*classes: type[nn.Module]) -> dict[str, Any]:
     # Keyword-only arguments are a layer's options; what comes from the site is positional or excluded here.
-    parameters = (p for cls in classes for p in inspect.signature(cls).parameters.values())
-    return frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY) - {
-        "stride",
-        "channel_dim",
-        "device",
-        "dtype",
-    }
+    parameters = (p for cls in reversed(classes) for p in inspect.signature(cls).parameters.values())
+    options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    return {name: options[name] for name in options if name not in ("stride", "channel_dim", "device", "dtype")}
 
 
 BUILDERS = {
@@ -252,14 +248,19 @@ BUILDERS = {
     "FWHT2d": _Builder(("conv3x3", "depthwise3x3", "squeeze_excite"), _build_fwht2d, _options_of(FWHT2d)),
     "HTPerceptron2d": _Builder(("conv3x3",), _build_ht_perceptron, _options_of(HTPerceptron2d)),
     # The controls: what would happen without the layer?
-    "Identity": _Builder(("conv3x3", "depthwise3x3", "squeeze_excite"), _build_identity, frozenset()),
-    "DepthwiseConv2d": _Builder(("conv3x3",), _build_depthwise, frozenset()),
+    "Identity": _Builder(("conv3x3", "depthwise3x3", "squeeze_excite"), _build_identity, {}),
+    "DepthwiseConv2d": _Builder(("conv3x3",), _build_depthwise, {}),
     "PreGAPFWHT2d": _Builder(("before_gap",), _build_pre_gap, _options_of(NormedFWHT2d, FWHT2d)),
     "PreNormFWHT2d": _Builder(("conv3x3", "depthwise3x3"), _build_pre_norm, _options_of(NormedFWHT2d, FWHT2d)),
 }
 
 
-def _check_policy_options(policy: Policy, rules: tuple[Rule, ...]) -> None:
+def check_options(policy: Policy, rules: tuple[Rule, ...]) -> None:
+    """Look up the layers of ``rules`` and their options.
+
+    Raises:
+        PolicyError: naming the rule whose layer can't stand there or lacks an option.
+    """
     known: set[str] = set()
     for i, rule in enumerate(rules, 1):
         origin = f"policy {policy.name!r}, rule {i} ({rule})"
@@ -274,7 +275,7 @@ def _check_policy_options(policy: Policy, rules: tuple[Rule, ...]) -> None:
                 raise PolicyError(
                     f"{origin}: {rule.replace} has no option {option!r}; it has {', '.join(sorted(builder.options))}"
                 )
-        known |= builder.options
+        known |= set(builder.options)
     for option in policy.options if known else ():
         if option not in known:
             raise PolicyError(
@@ -283,13 +284,19 @@ def _check_policy_options(policy: Policy, rules: tuple[Rule, ...]) -> None:
             )
 
 
+def options_of(rule: Rule, policy: Policy) -> dict[str, Any]:
+    """The keywords that a rule gives its layer: the policy's, as far as the layer has them, and its own."""
+    shared = {name: value for name, value in policy.options.items() if name in BUILDERS[rule.replace].options}
+    return {**shared, **rule.options}
+
+
 def _build(model: nn.Module, site: Site, rule: Rule, policy: Policy) -> nn.Module:
     builder = BUILDERS[rule.replace]
     like = next(site.module.parameters(), None)
     like = next(model.parameters()) if like is None else like
-    shared = {name: value for name, value in policy.options.items() if name in builder.options}
+    options = options_of(rule, policy)
     try:
-        layer = builder.build(site, {**shared, **rule.options, "device": like.device, "dtype": like.dtype})
+        layer = builder.build(site, {**options, "device": like.device, "dtype": like.dtype})
     except (TypeError, ValueError) as error:
         if isinstance(error, PolicyError):
             raise

@@ -56,7 +56,7 @@ def build_report(specs: Iterable[TableSpec], results: Path) -> str:
 
     Args:
         specs: the tables to show; those that were not made yet are listed with the command that makes them.
-        results: folder of ``runs.jsonl`` and the files of the other tables.
+        results: with the records in ``runs`` and the files of the other tables.
 
     Returns:
         HTML with all styles, scripts and data in it.

@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from whtnet.records import read_records
+from whtnet.records import read_layers, read_records
 from whtnet.tables.counts import coverage_tables, parameter_tables
 from whtnet.tables.spec import TableError, TableSpec
 from whtnet.tables.speed import speed_tables
 from whtnet.tables.table import Table
 from whtnet.tables.training import Counts, TrainedRow, place, trained_rows, training_tables
 
-RECORDS = "runs.jsonl"
+RECORDS = "runs"
 
 
 def command_for(spec: TableSpec) -> str:
@@ -63,7 +63,12 @@ def stored_measurements(spec: TableSpec, results: Path) -> Mapping[str, Any]:
 
 
 def _runs_and_counts(spec: TableSpec, results: Path) -> tuple[list[dict[str, Any]], Counts]:
-    records = [record for record in read_records(results / RECORDS) if record["table"] == spec.name]
+    folder = results / RECORDS
+    records = [
+        record | {"layers": read_layers(folder, record)}
+        for record in read_records(folder)
+        if record["table"] == spec.name
+    ]
     path = results / counts_file(spec)
     counts = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else {}
     if not records and not counts:

@@ -1,0 +1,266 @@
+"""One run from its settings to its record: build → replace → fit → record.
+
+Where several processes train one model, each calls the same function; the first one alone writes and logs.
+"""
+
+import contextlib
+import copy
+import datetime
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from whtnet import distributed
+from whtnet.backbones import build_backbone
+from whtnet.data import ImageDataset, Loaders, load_dataset
+from whtnet.engine import CHECKPOINT, FitResult, Progress, load_checkpoint
+from whtnet.experiment import Experiment
+from whtnet.files import exclusive_folder
+from whtnet.finetune import check_classes, fit_in_stages, load_start_
+from whtnet.inspection import describe_layers
+from whtnet.memory import keep_freed_memory
+from whtnet.policy import Report, SiteFit, apply_policy_
+from whtnet.preemption import listening
+from whtnet.records import FORMAT, environment, layers_beside, plain, read_record, write_record
+from whtnet.seeding import seed_everything
+from whtnet.settings import ConfigError
+from whtnet.tracking import NullSink, RunInfo, Sink
+
+RECORD = "record.json"
+RESUME = ("auto", "never")
+
+_SUMMARY = ("epochs", "test_top1", "test_loss", "images_per_s", "duration_s")
+
+
+def run(
+    experiment: Experiment,
+    *,
+    sink: Sink,
+    root: Path = Path("runs"),
+    resume: str = "auto",
+    group: str | None = None,
+    tags: Sequence[str] = (),
+    on_folder: Callable[[Path, bool], None] = lambda folder, finished: None,
+    on_report: Callable[[Report], None] = lambda report: None,
+    on_fits: Callable[[list[SiteFit]], None] = lambda fits: None,
+    on_progress: Progress = lambda fraction, status: None,
+) -> dict[str, Any]:
+    """Train one model and return its record as written to the run's folder, with the ``layers`` kept beside it.
+
+    SIGTERM, SIGUSR1 and SIGUSR2 end it after the step that runs; the next call goes on from there.
+
+    Args:
+        experiment: the settings.
+        sink: where the curves go besides the record.
+        root: folder of all runs; each has a folder of its own there, named by its settings.
+        resume: ``auto`` goes on from the folder's checkpoint, and returns the record of a run that is finished;
+            ``never`` starts afresh in a folder with a new number.
+        group: of the run on a dashboard; dataset and backbone if None.
+        tags: more tags for a dashboard.
+        on_folder: called with the run's folder, and whether the run was finished there earlier.
+        on_report: called with the policy's report before training starts.
+        on_fits: called with what ``finetune.init=fit`` reached.
+        on_progress: called with the fraction done and a line of status.
+
+    Raises:
+        UserError: for settings that can't be, data that is missing, a damaged checkpoint, a run that is in progress in
+            another process, a loss that is not finite.
+        PreemptedError: on one of the signals.
+    """
+    if isinstance(tags, str) or not isinstance(tags, Sequence) or not all(isinstance(tag, str) for tag in tags):
+        raise ConfigError(f"tags={tags!r} is no list of words; write tags=[first,second], a number as '1'")
+    if resume not in RESUME:
+        raise ConfigError(f"unknown resume={resume!r}; choose one of {', '.join(RESUME)}")
+    device = distributed.together(lambda: resolve_device(experiment.device))
+    distributed.together(lambda: experiment.identity)
+    folder = distributed.from_first(lambda: experiment.folder(root))
+    if resume == "auto" and (finished := distributed.from_first(lambda: _finished(folder))) is not None:
+        on_folder(folder, True)
+        return finished
+    parts = distributed.together(lambda: _prepare(experiment, device))
+    with contextlib.ExitStack() as held:
+        folder = distributed.from_first(lambda: _claim(folder, resume, held))
+        distributed.from_first(lambda: _check_checkpoint(folder / CHECKPOINT, experiment, parts.dataset))
+        on_folder(folder, False)
+        on_report(parts.report)
+        info = RunInfo(
+            name=experiment.name,
+            group=group or f"{experiment.dataset.name}-{experiment.backbone_name}",
+            tags=[experiment.backbone.name, experiment.policy.name, experiment.dataset.name, *tags],
+            config=experiment.settings | {"cost": parts.cost, "environment": environment(device)},
+            run_dir=folder,
+        )
+        sink = sink if distributed.is_first() else NullSink()
+        sink.start(info)
+        record: dict[str, Any] = {}
+        try:
+            with listening() as stop_requested:
+                model, result = parts.fit(
+                    experiment,
+                    folder=folder,
+                    should_stop=stop_requested,
+                    on_fits=on_fits,
+                    on_epoch=lambda metrics: sink.log(int(metrics["epoch"]), metrics),
+                    on_progress=on_progress,
+                )
+            record = _record(experiment, parts, model, result)
+            layers = describe_layers(model, next(iter(parts.loaders.test))[0])
+            distributed.from_first(lambda: write_record(folder / RECORD, record, layers))
+        finally:
+            summary = {key: record[key] for key in _SUMMARY if key in record}
+            sink.finish(summary | parts.cost, failed=not record)
+    return distributed.from_first(lambda: _finished(folder))
+
+
+def dry_run(experiment: Experiment) -> tuple[Report, dict[str, float]]:
+    """Build the model, train and evaluate one batch, write nothing; returns the policy's report and the metrics."""
+    parts = distributed.together(lambda: _prepare(experiment, resolve_device(experiment.device)))
+    return parts.report, parts.fit(experiment)[1].history[-1]
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device called ``name``; ``auto`` is a GPU where there is one, and for each of several processes its own.
+
+    Raises:
+        ConfigError: if there is no such device here, or one GPU is named for several processes.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if distributed.count() > 1 and name != "cpu":
+        if name != "cuda":
+            raise ConfigError(f"device={name!r} can't serve {distributed.count()} processes; give device=auto")
+        name = f"cuda:{distributed.local_rank()}"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"device={name!r} can't be used here: {reason}; try device=auto, and no more processes than GPUs"
+        ) from error
+    return device
+
+
+@dataclass(frozen=True)
+class _Parts:
+    device: torch.device
+    original: nn.Module
+    report: Report
+    loaders: Loaders
+    dataset: ImageDataset
+
+    @property
+    def cost(self) -> dict[str, int]:
+        return self.report.to_dict()["after"]
+
+    def fit(self, experiment: Experiment, **options: Any) -> tuple[nn.Module, FitResult]:
+        return fit_in_stages(
+            self.original,
+            experiment.policy,
+            self.dataset.input_size,
+            self.loaders,
+            experiment.trainer,
+            experiment.finetune,
+            device=self.device,
+            seed=experiment.seed,
+            fingerprint=experiment.identity,
+            extra={"classifier": self.classifier(experiment)},
+            **options,
+        )
+
+    def classifier(self, experiment: Experiment) -> dict[str, Any]:
+        """Keywords of a :class:`whtnet.classifier.Classifier` that holds this network."""
+        dataset, settings = self.dataset, experiment.settings
+        return {
+            "backbone": settings["backbone"],
+            "policy": settings["policy"],
+            "classes": dataset.classes,
+            "input_size": list(dataset.input_size),
+            "mean": list(dataset.mean),
+            "std": list(dataset.std),
+            "dataset": settings["dataset"],
+        }
+
+
+def _prepare(experiment: Experiment, device: torch.device) -> _Parts:
+    config = experiment.trainer
+    for name in ("compile", "cuda_graph"):
+        if getattr(config, name) and distributed.count() > 1:
+            raise ConfigError(f"trainer.{name}=true is for one process; leave it out, or start without torchrun")
+    if config.cuda_graph and device.type != "cuda":
+        raise ConfigError(f"trainer.cuda_graph=true needs a GPU, and this run is on {device.type}; leave it out")
+    if device.type == "cpu":
+        keep_freed_memory()
+    dataset: ImageDataset = load_dataset(**experiment.dataset.to_dict())
+    seed_everything(experiment.seed)
+    original = build_backbone(**experiment.backbone.to_dict(), num_classes=dataset.num_classes)
+    if experiment.finetune.start is not None:
+        load_start_(original, experiment.finetune.start, dataset.classes)
+    report = apply_policy_(copy.deepcopy(original).to("meta"), experiment.policy, dataset.input_size)
+    loaders = dataset.loaders(
+        batch_size=config.batch_size,
+        eval_batch_size=config.eval_batch_size,
+        device=device,
+        seed=experiment.seed,
+        channels_last=config.channels_last,
+        workers=config.workers,
+    )
+    return _Parts(device, original, report, loaders, dataset)
+
+
+def _finished(folder: Path) -> dict[str, Any] | None:
+    """The record of a run that was finished in ``folder``, with its layers."""
+    file = folder / RECORD
+    return read_record(file) | {"layers": layers_beside(file)} if file.exists() else None
+
+
+def _claim(folder: Path, resume: str, held: contextlib.ExitStack) -> Path:
+    """Lock the run's folder as long as ``held`` lasts."""
+    if resume == "never":
+        folder = _unused(folder)
+    held.enter_context(exclusive_folder(folder))
+    return folder
+
+
+def _check_checkpoint(path: Path, experiment: Experiment, dataset: ImageDataset) -> None:
+    if path.exists():
+        saved = load_checkpoint(path, experiment.identity, torch.device("cpu"))
+        check_classes(str(path), saved["classifier"]["classes"], dataset.classes)
+
+
+def _record(experiment: Experiment, parts: _Parts, model: nn.Module, result: FitResult) -> dict[str, Any]:
+    last = result.history[-1]
+    return {
+        "format": FORMAT,
+        "identity": experiment.identity,
+        "run": experiment.name,
+        "seed": experiment.seed,
+        "epochs": last["epoch"],
+        "test_top1": last["test_top1"],
+        "test_loss": last["test_loss"],
+        "best": result.best,
+        "cost": parts.cost,
+        "images_per_s": statistics.median(metrics["images_per_s"] for metrics in result.history),
+        "duration_s": result.seconds,
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "precision": str(experiment.trainer.autocast_dtype(parts.device) or torch.float32).removeprefix("torch."),
+        "settings": plain(experiment.settings),
+        "inputs": experiment.inputs,
+        "environment": environment(parts.device),
+        "history": result.history,
+    }
+
+
+def _unused(folder: Path) -> Path:
+    number, candidate = 2, folder
+    while candidate.exists():
+        candidate = folder.with_name(f"{folder.name}-{number}")
+        number += 1
+    return candidate
