@@ -46,6 +46,36 @@ def test_lines_in_a_file(screen, monkeypatch):
     assert lines[0] == "[0 of 3 done, 5 min left] row a, seed 0: 30%, epoch 1/5"
 
 
+EPOCH = {"train_loss": 1.23456, "train_top1": 55.4, "lr": 0.0123456, "images_per_s": 8123.4, "seconds": 9.0}
+
+
+def test_a_line_for_an_epoch():
+    metrics = EPOCH | {"epoch": 3, "test_top1": 57.1, "holdout_top1": 56.0}
+    assert console.epoch_line(metrics, 15, 700.0) == (
+        "epoch  3/15, loss 1.2346, train 55.40 %, held out 56.00 %, test 57.10 %, lr 0.0123, 8,123 images/s, "
+        "12 min left"
+    )
+    assert console.epoch_line(EPOCH | {"epoch": 15}, 15, 0.0).endswith("train 55.40 %, lr 0.0123, 8,123 images/s")
+    assert console.epoch_line(EPOCH | {"epoch": 1}, 15, 45.2).endswith(", 45 s left")
+    assert console.epoch_line(EPOCH | {"epoch": 1}, 15, 3 * 3600).endswith(", 3.0 h left")
+
+
+def test_lines_of_epochs_tell_the_time_left_of_those_that_were_seen(screen, monkeypatch):
+    out = screen(terminal=False)
+    now = [100.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    lines = console.EpochLines(5)
+    lines(EPOCH | {"epoch": 3})  # a resumed run: 9 seconds, two epochs to go
+    now[0] += 11.0  # evaluation included
+    lines(EPOCH | {"epoch": 4})
+    lines(EPOCH | {"epoch": 5})
+    assert [line.rsplit(", ", 1)[1] for line in out.getvalue().splitlines()] == [
+        "18 s left",
+        "10 s left",
+        "8,123 images/s",
+    ]
+
+
 def test_several_tasks_at_once_share_a_line(screen, monkeypatch):
     out = screen(terminal=False)
     now = [0.0]

@@ -164,6 +164,8 @@ def test_two_processes_train_as_one(tmp_path):
     two = json.loads((tmp_path / "results").read_text())
     one = history()
     torch.testing.assert_close(losses(two["history"]), losses(one), rtol=1e-5, atol=0)
+    norms = [[metrics["gradient_norm"] for metrics in epochs] for epochs in (two["history"], one)]
+    torch.testing.assert_close(*norms, rtol=1e-4, atol=0)
     torch.testing.assert_close(losses(two["bf16"])[0][:1], losses(history(precision="bf16"))[0][:1], rtol=1e-2, atol=0)
     assert max(two["batch_norm"]) < 1e-12
     # What this test would see if each process normalised and dropped out by itself:

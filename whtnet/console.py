@@ -115,6 +115,53 @@ class TaskView:
         self._view._finish(self)
 
 
+class EpochLines:
+    """Prints a line for each epoch of a run; call it with the epoch's metrics (:class:`whtnet.engine.FitResult`).
+
+    Args:
+        epochs: of the run.
+    """
+
+    def __init__(self, epochs: int) -> None:
+        self._epochs, self._seen, self._begun = epochs, 0, 0.0
+
+    def __call__(self, metrics: Mapping[str, float]) -> None:
+        """Print the line; the time left is that of the epochs seen so far, evaluation included."""
+        now = time.monotonic()
+        if self._seen == 0:
+            self._begun = now - metrics["seconds"]
+        self._seen += 1
+        left = (now - self._begun) / self._seen * (self._epochs - metrics["epoch"])
+        console.print(epoch_line(metrics, self._epochs, left), markup=False)
+
+
+def epoch_line(metrics: Mapping[str, float], epochs: int, seconds_left: float) -> str:
+    """What a person wants to know of an epoch.
+
+    Args:
+        metrics: of the epoch; one that was not evaluated has no accuracy on the test set.
+        epochs: of the run.
+        seconds_left: until the last one is done.
+    """
+    accuracies = {"train": "train_top1", "held out": "holdout_top1", "test": "test_top1"}
+    parts = [
+        f"epoch {metrics['epoch']:{len(str(epochs))}}/{epochs}",
+        f"loss {metrics['train_loss']:.4f}",
+        *(f"{name} {metrics[key]:5.2f} %" for name, key in accuracies.items() if key in metrics),
+        f"lr {metrics['lr']:.3g}",
+        f"{metrics['images_per_s']:,.0f} images/s",
+    ]
+    if metrics["epoch"] < epochs:
+        parts.append(f"{_duration(seconds_left)} left")
+    return ", ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
 def print_report(report: Report) -> None:
     """Show what a policy replaced, and what the model costs before and after."""
     size = "×".join(map(str, report.input_size))
