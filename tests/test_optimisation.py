@@ -183,6 +183,17 @@ def test_optimisers_of_timm_train(opt, options, kind):
     assert history[-1]["train_loss"] < history[0]["train_loss"]
 
 
+def test_muon_leaves_thresholds_and_transform_domain_weights_to_adamw():
+    model = make_model()
+    c = config(opt="muon", lr=0.003)
+    optimizer = make_optimizer(model, c)
+    model(torch.randn(4, 3, 8, 8)).square().sum().backward()
+    optimizer.step()
+    by_adamw = {name for name, p in model.named_parameters() if "exp_avg_sq" in optimizer.state[p]}
+    flat = {name for name, p in model.named_parameters() if p.dim() == 1}
+    assert by_adamw == flat | spectral_parameter_names(model)
+
+
 # --- Gradients ---
 
 

@@ -42,16 +42,27 @@ def check_optimizer(opt: str, options: Mapping[str, Any]) -> None:
 
 
 def parameter_groups(model: nn.Module, config: "TrainConfig") -> list[dict[str, Any]]:
-    """The trainable parameters by their ``weight_decay`` and ``lr_scale`` (see :class:`TrainConfig`)."""
+    """The trainable parameters by their ``weight_decay`` and ``lr_scale`` (see :class:`TrainConfig`).
+
+    Thresholds and transform-domain weights have ``use_fallback``: each of their values acts by itself, so that timm's
+    Muon, which takes other parameters of two dimensions for matrices, leaves them to AdamW.
+    """
     spectral = spectral_parameter_names(model)
-    groups: dict[tuple[float, float], list[Tensor]] = {}
+    groups: dict[tuple[float, bool], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             of_its_kind = config.decay_spectral if name in spectral else config.decay_norm or parameter.dim() > 1
             decay = config.weight_decay if of_its_kind and "bias" not in name else 0.0
-            settings = (decay, config.spectral_lr_scale if name in spectral else 1.0)
-            groups.setdefault(settings, []).append(parameter)
-    return [{"params": group, "weight_decay": decay, "lr_scale": scale} for (decay, scale), group in groups.items()]
+            groups.setdefault((decay, name in spectral), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "weight_decay": decay,
+            "lr_scale": config.spectral_lr_scale if is_spectral else 1.0,
+            "use_fallback": is_spectral,
+        }
+        for (decay, is_spectral), parameters in groups.items()
+    ]
 
 
 def make_optimizer(model: nn.Module, config: "TrainConfig") -> torch.optim.Optimizer:
