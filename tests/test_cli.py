@@ -102,6 +102,7 @@ def test_train_records_and_does_not_repeat(tmp_path):
     record = json.loads(record_file.read_text())
     assert f"test top-1 {record['test_top1']:.2f} %" in first.stdout
     assert "9 sites replaced" in first.stdout
+    assert f"epoch {record['epochs']}/{record['epochs']}, loss " in first.stdout
     assert sorted(p.name for p in tmp_path.iterdir()) == ["runs"]  # Hydra leaves nothing of its own
     again = train("policy=conv3x3", "seed=3", cwd=tmp_path)
     assert again.returncode == 0

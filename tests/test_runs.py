@@ -93,11 +93,21 @@ def test_interrupted_and_resumed_gives_the_same_record(tmp_path):
         run(experiment(), sink=interrupted, root=tmp_path / "b")
     assert interrupted.calls[-1][2] is True  # finished as failed
     assert not (experiment().folder(tmp_path / "b") / "record.json").exists()
-    sink = Listener()
-    resumed = run(experiment(), sink=sink, root=tmp_path / "b")
+    sink, said, epochs = Listener(), [], []
+    callbacks = {"on_notice": said.append, "on_epoch": lambda metrics: epochs.append(metrics["epoch"])}
+    resumed = run(experiment(), sink=sink, root=tmp_path / "b", **callbacks)
+    assert said == ["resumed at epoch 3 of 3"]
+    assert epochs == [3]
     assert [call[1] for call in sink.calls if call[0] == "log"] == [3]
     assert resumed["test_loss"] == whole["test_loss"]
     assert [m["train_loss"] for m in resumed["history"]] == [m["train_loss"] for m in whole["history"]]
+
+
+def test_a_batch_that_is_cut_down_to_the_training_set_is_told(tmp_path):
+    said = []
+    large = experiment(trainer={"epochs": 1, "batch_size": 100, "precision": "fp32"})
+    run(large, sink=NullSink(), root=tmp_path, on_notice=said.append)
+    assert said == ["warning: trainer.batch_size=100 is cut down to the 64 training images that there are"]
 
 
 def _hold(folder, ready, done):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from whtnet import distributed
-from whtnet.console import ProgressView, console, exit_on_user_error, print_fits, print_record, print_report
+from whtnet.console import EpochLines, ProgressView, console, exit_on_user_error, print_fits, print_record, print_report
 from whtnet.experiment import Experiment
 from whtnet.runs import dry_run, run
 from whtnet.tracking import make_sink
@@ -44,6 +44,8 @@ def train(c: dict[str, Any]) -> float | None:
             on_folder=_print_folder,
             on_report=print_report,
             on_fits=print_fits,
+            on_notice=lambda text: console.print(text, markup=False),
+            on_epoch=EpochLines(experiment.trainer.epochs),
             on_progress=view.task(experiment.name),
         )
     print_record(record)

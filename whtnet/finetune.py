@@ -134,6 +134,7 @@ def fit_in_stages(
     folder: Path | None = None,
     extra: Mapping[str, Any],
     on_fits: Callable[[list[SiteFit]], None] = lambda fits: None,
+    on_notice: Callable[[str], None] = lambda text: None,
     on_epoch: Callable[[dict[str, float]], None] = lambda metrics: None,
     on_progress: Progress = lambda fraction, status: None,
     **options: Any,
@@ -152,7 +153,8 @@ def fit_in_stages(
         folder: of the run, for checkpoints; None for none. Stages before the last have folders of their own in it.
         extra: what the checkpoints hold besides; each has the ``share`` of its stage put into ``classifier``.
         on_fits: called with what ``init=fit`` reached.
-        on_epoch: as of :func:`whtnet.engine.fit`, epochs counted over all stages.
+        on_notice: as of :func:`whtnet.engine.fit`, with the stage where there are several.
+        on_epoch: likewise, epochs counted over all stages.
         on_progress: likewise.
         options: of :func:`whtnet.engine.fit`.
 
@@ -180,7 +182,7 @@ def fit_in_stages(
             dataclasses.replace(config, epochs=stage.epochs),
             checkpoint=stage.checkpoint,
             extra={**extra, "classifier": {**extra["classifier"], "share": stage.share}},
-            **stage.callbacks(on_epoch, on_progress, config.epochs),
+            **stage.callbacks(on_notice, on_epoch, on_progress, config.epochs),
             **options,
         )
         results.append(stage.counted(result))
@@ -209,12 +211,17 @@ class Stage:
     checkpoint: Path | None
 
     def callbacks(
-        self, on_epoch: Callable[[dict[str, float]], None], on_progress: Progress, total: int
+        self,
+        on_notice: Callable[[str], None],
+        on_epoch: Callable[[dict[str, float]], None],
+        on_progress: Progress,
+        total: int,
     ) -> dict[str, Any]:
         """The run's callbacks for this training; of a run with no other stage, they are the run's own."""
         if self.epochs == total:
-            return {"on_epoch": on_epoch, "on_progress": on_progress}
+            return {"on_notice": on_notice, "on_epoch": on_epoch, "on_progress": on_progress}
         return {
+            "on_notice": lambda text: on_notice(f"stage {self.number}: {text}"),
             "on_epoch": lambda metrics: on_epoch(self._shifted(metrics)),
             "on_progress": lambda fraction, status: on_progress((self.first + fraction * self.epochs) / total, status),
         }

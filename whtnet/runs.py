@@ -48,6 +48,8 @@ def run(
     on_folder: Callable[[Path, bool], None] = lambda folder, finished: None,
     on_report: Callable[[Report], None] = lambda report: None,
     on_fits: Callable[[list[SiteFit]], None] = lambda fits: None,
+    on_notice: Callable[[str], None] = lambda text: None,
+    on_epoch: Callable[[dict[str, float]], None] = lambda metrics: None,
     on_progress: Progress = lambda fraction, status: None,
 ) -> dict[str, Any]:
     """Train one model and return its record as written to the run's folder, with the ``layers`` kept beside it.
@@ -65,6 +67,8 @@ def run(
         on_folder: called with the run's folder, and whether the run was finished there earlier.
         on_report: called with the policy's report before training starts.
         on_fits: called with what ``finetune.init=fit`` reached.
+        on_notice: called with a line for the user: that batches are smaller, where the run is resumed, why it ends early.
+        on_epoch: called with each epoch's metrics (:class:`whtnet.engine.FitResult`), after the sink.
         on_progress: called with the fraction done and a line of status.
 
     Raises:
@@ -88,6 +92,7 @@ def run(
         distributed.from_first(lambda: _check_checkpoint(folder / CHECKPOINT, experiment, parts.dataset))
         on_folder(folder, False)
         on_report(parts.report)
+        _notice_small_data(parts.loaders, experiment.trainer.batch_size, on_notice)
         info = RunInfo(
             name=experiment.name,
             group=group or f"{experiment.dataset.name}-{experiment.backbone_name}",
@@ -98,6 +103,11 @@ def run(
         sink = sink if distributed.is_first() else NullSink()
         sink.start(info)
         record: dict[str, Any] = {}
+
+        def log(metrics: dict[str, float]) -> None:
+            sink.log(int(metrics["epoch"]), metrics)
+            on_epoch(metrics)
+
         try:
             with listening() as stop_requested:
                 model, result = parts.fit(
@@ -105,7 +115,8 @@ def run(
                     folder=folder,
                     should_stop=stop_requested,
                     on_fits=on_fits,
-                    on_epoch=lambda metrics: sink.log(int(metrics["epoch"]), metrics),
+                    on_notice=on_notice,
+                    on_epoch=log,
                     on_progress=on_progress,
                 )
             record = _record(experiment, parts, model, result)
@@ -213,6 +224,14 @@ def _prepare(experiment: Experiment, device: torch.device) -> _Parts:
         workers=config.workers,
     )
     return _Parts(device, original, report, loaders, dataset)
+
+
+def _notice_small_data(loaders: Loaders, batch_size: int, on_notice: Callable[[str], None]) -> None:
+    if loaders.train.batch_size < batch_size:
+        images = loaders.train.batch_size
+        on_notice(
+            f"warning: trainer.batch_size={batch_size} is cut down to the {images} training images that there are"
+        )
 
 
 def _finished(folder: Path) -> dict[str, Any] | None:
