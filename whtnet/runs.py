@@ -67,7 +67,7 @@ def run(
         on_folder: called with the run's folder, and whether the run was finished there earlier.
         on_report: called with the policy's report before training starts.
         on_fits: called with what ``finetune.init=fit`` reached.
-        on_notice: called with a line for the user: that batches are smaller, where the run is resumed, why it ends early.
+        on_notice: called with a line for the user: about smaller batches, where the run is resumed, why it ends early.
         on_epoch: called with each epoch's metrics (:class:`whtnet.engine.FitResult`), after the sink.
         on_progress: called with the fraction done and a line of status.
 
@@ -228,10 +228,8 @@ def _prepare(experiment: Experiment, device: torch.device) -> _Parts:
 
 def _notice_small_data(loaders: Loaders, batch_size: int, on_notice: Callable[[str], None]) -> None:
     if loaders.train.batch_size < batch_size:
-        images = loaders.train.batch_size
-        on_notice(
-            f"warning: trainer.batch_size={batch_size} is cut down to the {images} training images that there are"
-        )
+        images = f"the {loaders.train.batch_size} training images that there are"
+        on_notice(f"warning: trainer.batch_size={batch_size} is cut down to {images}")
 
 
 def _finished(folder: Path) -> dict[str, Any] | None:
