@@ -99,7 +99,8 @@ def train(model, settings, data=None, **options):
         ({"opt_options": {"lr": 0.9}}, r"which is trainer\.lr"),
         ({"opt_options": ["eps"]}, "keywords and values"),
         ({"ema_decay": 1.0}, "ema_decay"),
-        ({"epocs": 3}, "epocs"),
+        ({"epoch": 3}, r"no setting trainer\.epoch; did you mean trainer\.epochs\?"),
+        ({"qqqqqqq": 3}, r"no setting trainer\.qqqqqqq; there are trainer\.epochs, "),
         ({"compile": True, "cuda_graph": True}, "exclude each other"),
     ],
 )

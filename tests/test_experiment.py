@@ -198,7 +198,7 @@ def test_a_record_that_can_not_be_replayed_says_why():
     assert Experiment.from_record(record) == Experiment.from_record(record)
     for changes, words in [
         ({"identity": "0" * 64}, "not of 00000000"),
-        ({"settings": {**e.settings, "trainer": {"epocs": 1}}}, "unknown trainer settings epocs"),
+        ({"settings": {**e.settings, "trainer": {"epocs": 1}}}, r"did you mean trainer\.epochs"),
         (
             {"settings": {**e.settings, "policy": {"rules": [{**RULE, "replace": "Gone"}]}}},
             "conv3x3 can be",
@@ -217,7 +217,7 @@ def test_a_record_that_can_not_be_replayed_says_why():
     ("changes", "words"),
     [
         *[({"seed": seed}, f"seed={seed!r}.*a whole number from 0") for seed in (-1, 1.5, "one", None, True)],
-        ({"trainer": {"epocs": 1}}, "unknown trainer settings epocs"),
+        ({"trainer": {"epocs": 1}}, r"did you mean trainer\.epochs"),
         ({"finetune": {"stages": 4}}, r"finetune.stages=4 need as many epochs, trainer.epochs is 3"),
         ({"device": 0}, "device=0"),
         ({"backbone": {"form": "keras"}}, "backbone needs a name"),

@@ -1,10 +1,11 @@
 """Plain data as settings: compared with the annotations of what takes them."""
 
 import dataclasses
+import difflib
 import inspect
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from whtnet.errors import UserError
@@ -12,6 +13,10 @@ from whtnet.errors import UserError
 C = TypeVar("C")
 
 _WORDS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a word", type(None): "null"}
+
+
+RENAMED = {"trainer.spectral_lr": "trainer.spectral_lr_scale"}
+"""Settings of earlier versions, and what they are called now."""
 
 
 class ConfigError(UserError, ValueError):
@@ -22,12 +27,28 @@ def read_settings(cls: type[C], settings: Mapping[str, Any], group: str) -> C:
     """Make a dataclass of plain data.
 
     Raises:
-        ConfigError: for settings that it lacks, naming ``group`` and those it has.
+        ConfigError: for a setting that it lacks, naming it and the one that was probably meant.
     """
-    fields = [field.name for field in dataclasses.fields(cls)]
-    if unknown := sorted(set(settings) - set(fields)):
-        raise ConfigError(f"unknown {group} settings {', '.join(unknown)}; there are {', '.join(fields)}")
+    known = [f"{group}.{field.name}" for field in dataclasses.fields(cls)]
+    for name in settings:
+        if f"{group}.{name}" not in known:
+            raise ConfigError(unknown_setting(f"{group}.{name}", known))
     return cls(**settings)
+
+
+def unknown_setting(name: str, known: Sequence[str]) -> str:
+    """What to say of a setting that there is not.
+
+    Args:
+        name: of it, ``GROUP.NAME``.
+        known: the settings that there are in its group, likewise.
+    """
+    if name in RENAMED:
+        return f"{name} is called {RENAMED[name]} now"
+    group, _, word = name.rpartition(".")
+    if near := difflib.get_close_matches(word, [other.rpartition(".")[2] for other in known], n=2):
+        return f"there is no setting {name}; did you mean {' or '.join(f'{group}.{one}' for one in near)}?"
+    return f"there is no setting {name}; there are {', '.join(known)}"
 
 
 def check_fields(config: Any, group: str) -> None:

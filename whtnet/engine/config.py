@@ -11,7 +11,6 @@ from whtnet.settings import ConfigError, check_fields, read_settings
 
 PRECISIONS = ("auto", "fp32", "bf16")
 SCHEDULES = ("constant", "multistep", "onecycle", "cosine")
-_RENAMED = {"spectral_lr": "spectral_lr_scale"}
 
 
 @dataclass(frozen=True)
@@ -141,8 +140,6 @@ class TrainConfig:
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "TrainConfig":
         """Read plain data, as in ``configs/trainer/*.yaml``."""
-        for old in _RENAMED.keys() & settings.keys():
-            raise ConfigError(f"trainer.{old} is called trainer.{_RENAMED[old]} now")
         return read_settings(cls, settings, "trainer")
 
     def autocast_dtype(self, device: torch.device) -> torch.dtype | None:
