@@ -1,7 +1,8 @@
-"""Rewrite records of format 1 as format 2: ``python scripts/migrate_records.py runs.jsonl --into results/runs``.
+"""Rewrite old records for today's version: ``python scripts/migrate_records.py runs.jsonl --into results/runs``.
 
 Format 1 left open what a layer's or a trainer's default was; here it is written out, as it was then. Records of single
-runs (``record.json``) need ``--table``, ``--row`` and ``--recipe``.
+runs (``record.json``) need ``--table``, ``--row`` and ``--recipe``. Records of format 2 say everything themselves;
+after the change of a default they get the identity that their settings have now.
 """
 
 import argparse
@@ -9,13 +10,14 @@ import copy
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from whtnet.backbones import build_backbone
 from whtnet.console import console, exit_on_user_error
 from whtnet.experiment import Experiment
-from whtnet.records import RecordError, plain, put_record
+from whtnet.records import RecordError, is_layers_file, layers_beside, plain, put_record, remove_record
 
 _COMMON = {"threshold": "smooth", "clamp": False, "keep_dc": False, "norm": "ortho", "initial_threshold": 0.1}
 _FWHT2D = {"weight": True, "residual": False, **_COMMON}
@@ -45,32 +47,33 @@ def main() -> None:
             if old["environment"]["dirty"]:
                 dirty += 1
                 continue
-            record, layers = migrate(labels | old, file)
-            put_record(arguments.into, record, layers)
+            path = put_record(arguments.into, *migrate(labels | old, file))
+            if arguments.into in file.parents and not file.samefile(path):
+                remove_record(file)
             written += 1
     console.print(f"{written} records written to {arguments.into}, {dirty} of uncommitted code left out")
 
 
-def migrate(old: Mapping[str, Any], origin: Path | str = "a record") -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A record of format 1 as one of format 2, and its layers' statistics.
+def migrate(old: Mapping[str, Any], file: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A record of ``file`` as today's version writes it, and its layers' statistics.
 
     Raises:
-        RecordError: naming ``origin``, for a record of another format.
+        RecordError: naming the file, for a record of another format.
     """
-    if old.get("format", 1) != 1:
-        raise RecordError(f"{origin}: a record of format {old['format']}; only format 1 is rewritten")
-    old = dict(copy.deepcopy(old))
-    layers = old.pop("layers", [])
-    experiment = Experiment.from_config(_settings(old))
-    first = {name: old.pop(name) for name in ("table", "row", "recipe") if name in old}
-    new = {
-        "identity": experiment.identity,
-        "run": experiment.name,
-        "settings": plain(experiment.settings),
-        "inputs": experiment.inputs,
-    }
-    history = old.pop("history")
-    return {"format": 2, "identity": "", **first, **old, **new, "history": history}, layers
+    old = copy.deepcopy(dict(old))
+    match old.pop("format", 1):
+        case 1:
+            layers = old.pop("layers", [])
+            experiment = Experiment.from_config(_settings(old))
+        case 2:
+            layers = layers_beside(file)
+            experiment = replace(Experiment.from_config(old["settings"]), known_inputs=old["inputs"])
+        case found:
+            raise RecordError(f"{file} has a record of format {found}; take the version that wrote it")
+    labels = {name: old.pop(name) for name in ("table", "row", "recipe") if name in old}
+    made = {"settings": plain(experiment.settings), "inputs": experiment.inputs, "run": experiment.name}
+    first = {"format": 2, "identity": experiment.identity, **labels}
+    return first | {name: value for name, value in old.items() if name not in first} | made, layers
 
 
 def _settings(old: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,8 +110,10 @@ def _rule(rule: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, Any]:
     return {**rule, "options": options}
 
 
-def _files(path: Path) -> Iterator[Path]:
-    yield from sorted(path.rglob("record.json")) if path.is_dir() else [path]
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    return sorted(path.rglob("record.json")) or sorted(f for f in path.rglob("*.json") if not is_layers_file(f))
 
 
 def _read(file: Path) -> Iterator[dict[str, Any]]:

@@ -206,6 +206,9 @@ def test_a_record_that_can_not_be_replayed_says_why():
     ]:
         with pytest.raises(RecordError, match=f"record of {e.name} can't be replayed: .*{words}"):
             Experiment.from_record(record | changes)
+    labels = {"table": "t", "row": "a", "recipe": "short", "seed": 3, "identity": "f" * 64}
+    with pytest.raises(RecordError, match=r"^t/a-seed3-ffffffff\.json can't be replayed"):
+        Experiment.from_record(record | labels)
     with pytest.raises(RecordError, match="it lacks 'inputs'"):
         Experiment.from_record({k: v for k, v in record.items() if k != "inputs"})
 

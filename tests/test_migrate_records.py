@@ -10,7 +10,7 @@ import pytest
 from whtnet.backbones import build_backbone
 from whtnet.experiment import Experiment
 from whtnet.policy import apply_policy_
-from whtnet.records import RecordError, read_layers, read_records
+from whtnet.records import RecordError, put_record, read_layers, read_records
 
 ROOT = Path(__file__).parents[1]
 RULES = [
@@ -61,7 +61,7 @@ def rules_of(record):
 
 
 def test_the_rules_are_those_of_the_backbone_with_every_option_as_it_was(script):
-    record, layers = script.migrate(old())
+    record, layers = script.migrate(old(), Path())
     first, second = rules_of(record)
     assert (first["where"], first["options"]["threshold"], first["options"]["weight"]) == ({"nth": 2}, "soft", True)
     assert (second["replace"], second["options"]["block_size"], second["options"]["norm"]) == ("BWHT1d", None, "ortho")
@@ -76,10 +76,10 @@ def test_a_layer_is_what_it_was_though_its_defaults_changed(script):
     """The number of parameters tells the forms apart."""
     policy = {"name": "x", "options": {"paths": 3}, "rules": [{"match": "conv3x3", "replace": "HTPerceptron2d"}]}
     policy["rules"][0]["where"] = {"nth": 2}
-    (rule,) = rules_of(script.migrate(old(policy))[0])
+    (rule,) = rules_of(script.migrate(old(policy), Path())[0])
     assert rule["options"]["norm"] == "ortho"
     assert rule["options"]["paths"] == 3
-    record = script.migrate(old())[0]
+    record = script.migrate(old(), Path())[0]
     replaced = apply_policy_(build_backbone("resnet20"), record["settings"]["policy"])
     assert replaced.after.parameters == 133_082
 
@@ -90,16 +90,16 @@ def test_a_layer_is_what_it_was_though_its_defaults_changed(script):
 )
 def test_channels_last_was_chosen_where_it_helped(script, device, precision, expected):
     record = old(precision=precision, environment={"dirty": False, "device": device})
-    assert script.migrate(record)[0]["settings"]["trainer"]["channels_last"] is expected
+    assert script.migrate(record, Path())[0]["settings"]["trainer"]["channels_last"] is expected
     record = old()
     record["settings"]["trainer"]["channels_last"] = False
-    assert script.migrate(record)[0]["settings"]["trainer"]["channels_last"] is False
+    assert script.migrate(record, Path())[0]["settings"]["trainer"]["channels_last"] is False
 
 
 def test_a_setting_with_another_name_now_keeps_its_value(script):
     record = old()
     record["settings"]["trainer"]["spectral_lr"] = 0.1
-    assert script.migrate(record)[0]["settings"]["trainer"]["spectral_lr_scale"] == 0.1
+    assert script.migrate(record, Path())[0]["settings"]["trainer"]["spectral_lr_scale"] == 0.1
 
 
 def test_the_command_writes_what_replays_and_drops_what_can_not_be_traced(script, tmp_path, monkeypatch, capsys):
@@ -125,9 +125,22 @@ def test_the_command_writes_what_replays_and_drops_what_can_not_be_traced(script
     assert read_layers(into, found[0]) == OLD["layers"]
 
 
-def test_what_is_no_record_of_format_1_is_named(script, tmp_path, monkeypatch, capsys):
-    with pytest.raises(RecordError, match=r"here: .*format 2"):
-        script.migrate(old() | {"format": 2}, "here")
+def test_after_the_change_of_a_default_records_get_the_identity_of_their_settings(script, tmp_path, monkeypatch):
+    record, layers = script.migrate(old(), Path())
+    kept = put_record(tmp_path, record, layers)
+    moved = put_record(tmp_path, {**record, "row": "b", "identity": "0" * 64}, layers)
+    monkeypatch.setattr(sys, "argv", ["migrate_records.py", str(tmp_path), "--into", str(tmp_path)])
+    script.main()
+    assert read_records(tmp_path) == [record, {**record, "row": "b"}]
+    assert kept.exists()
+    assert not moved.exists()
+    assert read_layers(tmp_path, {**record, "row": "b"}) == layers
+    assert len(list(tmp_path.rglob("*.json"))) == 4
+
+
+def test_what_is_no_record_is_named(script, tmp_path, monkeypatch, capsys):
+    with pytest.raises(RecordError, match=r"here has a record of format 3"):
+        script.migrate(old() | {"format": 3}, Path("here"))
     (tmp_path / "runs.jsonl").write_text('{"a": ')
     monkeypatch.setattr(sys, "argv", ["migrate_records.py", str(tmp_path / "runs.jsonl"), "--into", str(tmp_path)])
     with pytest.raises(SystemExit):

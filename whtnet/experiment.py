@@ -15,7 +15,7 @@ from whtnet.engine import TrainConfig
 from whtnet.errors import UserError
 from whtnet.finetune import FineTuneConfig, start_identity
 from whtnet.policy import Policy, canonical_policy, explicit_policy
-from whtnet.records import RecordError
+from whtnet.records import LABELS, RecordError, record_file
 from whtnet.settings import ConfigError, canonical, defaults_of, without_defaults
 
 PLACES = ("root", "download")
@@ -113,18 +113,18 @@ class Experiment:
         Raises:
             RecordError: naming the record and the reason, if there is no such experiment any more, or another one.
         """
-        name = record.get("run", "a record")
+        name = record_file(record) if set(LABELS) <= set(record) else f"the record of {record.get('run', 'a run')}"
         try:
             experiment = cls.from_config(record["settings"])
             experiment = dataclasses.replace(experiment, known_inputs=record["inputs"])
             identity = experiment.identity
         except (UserError, KeyError) as error:
             reason = f"it lacks {error}" if isinstance(error, KeyError) else error
-            raise RecordError(f"the record of {name} can't be replayed: {reason}") from error
+            raise RecordError(f"{name} can't be replayed: {reason}") from error
         if identity != record.get("identity"):
             raise RecordError(
-                f"the record of {name} can't be replayed: its settings are those of {identity[:8]} now, not of "
-                f"{str(record.get('identity'))[:8]}; a default that it relied on has changed"
+                f"{name} can't be replayed: its settings are those of {identity[:8]} now, not of "
+                f"{str(record.get('identity'))[:8]}; if a default has changed, scripts/migrate_records.py renames it"
             )
         return experiment
 

@@ -97,7 +97,7 @@ def read_records(folder: str | Path) -> list[dict[str, Any]]:
     Raises:
         RecordError: naming the file that is damaged, lacks what a table needs, or has another format.
     """
-    return [_read_labelled(path) for path in sorted(Path(folder).glob("*/*.json")) if not _is_beside(path)]
+    return [_read_labelled(path) for path in sorted(Path(folder).glob("*/*.json")) if not is_layers_file(path)]
 
 
 def put_record(folder: str | Path, record: Mapping[str, Any], layers: Sequence[Mapping[str, Any]] = ()) -> Path:
@@ -131,6 +131,12 @@ def layers_beside(path: Path) -> list[dict[str, Any]]:
     """Likewise, of the record in the file ``path``."""
     beside = _layers_file(path)
     return _read(beside, list) if beside.exists() else []
+
+
+def remove_record(path: Path) -> None:
+    """Delete the record in the file ``path``, and its layers."""
+    for file in (path, _layers_file(path)):
+        file.unlink(missing_ok=True)
 
 
 def record_file(record: Mapping[str, Any]) -> str:
@@ -189,7 +195,8 @@ def _layers_file(path: Path) -> Path:
     return path.with_name(f"{path.stem}{_BESIDE}")
 
 
-def _is_beside(path: Path) -> bool:
+def is_layers_file(path: Path) -> bool:
+    """Whether a file holds what the layers of a record hold, not a record."""
     return path.name.endswith(_BESIDE)
 
 
