@@ -131,12 +131,13 @@ def test_a_student_comes_to_answer_as_its_teacher(baseline, tmp_path):
 @pytest.mark.parametrize(
     ("finetune", "words"),
     [
-        ({"init": "fot"}, "fresh, fit"),
-        ({"stages": 0}, "finetune.stages"),
+        ({"init": "fot"}, "finetune.init must be 'fresh' or 'fit', got 'fot'"),
+        ({"stages": 0}, "finetune.stages must be greater than 0, got 0"),
+        ({"stages": 1.5}, "finetune.stages must be a whole number, got 1.5"),
         ({"stages": 4}, "as many epochs"),
         ({"distill": 0.5}, "finetune.start"),
-        ({"distill": 1.5}, r"\[0, 1\]"),
-        ({"temperature": 0}, "temperature"),
+        ({"distill": 1.5}, "finetune.distill must be less than or equal to 1, got 1.5"),
+        ({"temperature": 0}, "finetune.temperature must be greater than 0, got 0"),
         ({"stagse": 2}, "stagse"),
     ],
 )

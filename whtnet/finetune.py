@@ -9,9 +9,10 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import nn
 
 from whtnet import distributed
@@ -22,8 +23,6 @@ from whtnet.engine import CHECKPOINT, FitResult, Progress, TrainConfig, fit
 from whtnet.policy import Policy, Report, SiteFit, apply_policy_, fit_layers_
 from whtnet.seeding import seed_everything
 from whtnet.settings import ConfigError, check_fields, read_settings
-
-INITS = ("fresh", "fit")
 
 
 @dataclass(frozen=True)
@@ -42,25 +41,16 @@ class FineTuneConfig:
     """
 
     start: str | None = None
-    init: str = "fresh"
-    init_images: int = 256
-    stages: int = 1
-    distill: float = 0.0
-    temperature: float = 4.0
+    init: Literal["fresh", "fit"] = "fresh"
+    init_images: PositiveInt = 256
+    stages: PositiveInt = 1
+    distill: Annotated[float, Field(ge=0, le=1)] = 0.0
+    temperature: PositiveFloat = 4.0
 
     def __post_init__(self) -> None:
         check_fields(self, "finetune")
-        if self.init not in INITS:
-            raise ConfigError(f"unknown finetune.init {self.init!r}; choose one of {', '.join(INITS)}")
         if self.init == "fit" and distributed.count() > 1:
             raise ConfigError("finetune.init=fit is for one process; start without torchrun")
-        for name in ("init_images", "stages"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"finetune.{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.distill <= 1:
-            raise ConfigError(f"finetune.distill must be in [0, 1], got {self.distill}")
-        if self.temperature <= 0:
-            raise ConfigError(f"finetune.temperature must be positive, got {self.temperature}")
         if self.distill and self.start is None:
             raise ConfigError("finetune.distill needs a teacher: finetune.start=MODEL, trained without a policy")
 

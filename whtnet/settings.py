@@ -1,18 +1,27 @@
-"""Plain data as settings: compared with the annotations of what takes them."""
+"""Plain data as settings: pydantic compares them with the annotations of what takes them."""
 
 import dataclasses
 import difflib
+import functools
 import inspect
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from whtnet.errors import UserError
 
 C = TypeVar("C")
 
-_WORDS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a word", type(None): "null"}
+_WORDS = {
+    "bool_type": "true or false",
+    "int_type": "a whole number",
+    "float_type": "a finite number",
+    "string_type": "a word",
+    "tuple_type": "a list",
+    "dict_type": "keywords and values",
+}
 
 
 RENAMED = {"trainer.spectral_lr": "trainer.spectral_lr_scale"}
@@ -57,37 +66,41 @@ def check_fields(config: Any, group: str) -> None:
     Raises:
         ConfigError: naming ``group``, the field and what it takes.
     """
-    _check(vars(config), get_type_hints(type(config)), group, ConfigError)
+    _check(vars(config), get_type_hints(type(config), include_extras=True), group, ConfigError)
 
 
 def check_arguments(
     function: Callable[..., Any], arguments: Mapping[str, Any], group: str, error: type[UserError] = ConfigError
 ) -> None:
-    """Compare keyword arguments of a function with their annotations, as far as these are of words and numbers.
+    """Compare keyword arguments of a function with their annotations.
 
     Raises:
         UserError: an ``error``, naming ``group``, the argument and what it takes.
     """
-    _check(arguments, get_type_hints(function), group, error)
+    _check(arguments, get_type_hints(function, include_extras=True), group, error)
 
 
 def _check(values: Mapping[str, Any], annotations: Mapping[str, Any], group: str, error: type[UserError]) -> None:
-    for name, value in values.items():
-        annotation = annotations.get(name)
-        several = get_origin(annotation) is tuple
-        kinds = [kind for kind in get_args(annotation) or (annotation,) if kind is not Ellipsis]
-        if not all(kind in _WORDS for kind in kinds):
-            continue
-        parts = value if several and isinstance(value, tuple) else () if several else (value,)
-        if several != isinstance(value, tuple) or not all(any(_is(one, kind) for kind in kinds) for one in parts):
-            words = " or ".join(_WORDS[kind] for kind in kinds)
-            raise error(f"{group}.{name} must be {'a list, each ' * several}{words}, got {value!r}")
+    for name in values.keys() & annotations.keys():
+        try:
+            _checker(annotations[name]).validate_python(values[name])
+        except ValidationError as problem:
+            raise error(f"{group}.{name} must be {_expected(problem)}, got {values[name]!r}") from None
 
 
-def _is(value: Any, kind: type) -> bool:
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+@functools.lru_cache
+def _checker(annotation: Any) -> TypeAdapter:
+    return TypeAdapter(annotation, config=ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True))
+
+
+def _expected(problem: ValidationError) -> str:
+    """What a value must be, in the words of the guide where there are some."""
+    parts = []
+    for detail in problem.errors(include_url=False):
+        of_list = any(isinstance(step, int) for step in detail["loc"])
+        words = _WORDS.get(detail["type"]) or detail["msg"].removeprefix("Input should be ")
+        parts.append(f"a list, each {words}" if of_list else words)
+    return " or ".join(dict.fromkeys(parts))
 
 
 def canonical(value: Any) -> Any:
