@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from whtnet import jobs
 from whtnet.backbones import build_backbone
@@ -108,6 +109,33 @@ def test_train_records_and_does_not_repeat(tmp_path):
     assert again.returncode == 0
     assert json.loads(record_file.read_text()) == record
     assert "finished earlier" in again.stdout
+    elsewhere = train("policy=conv3x3", "seed=3", "device=gpu", cwd=tmp_path)
+    assert elsewhere.returncode == 1
+    assert "error: device='gpu' can't be used here" in elsewhere.stdout
+    record_file.write_text("{")
+    damaged = train("policy=conv3x3", "seed=3", cwd=tmp_path)
+    assert damaged.returncode == 1
+    assert "record.json can't be read" in damaged.stdout.replace("\n", "")
+    assert "Traceback" not in damaged.stdout + damaged.stderr
+
+
+@pytest.mark.slow
+def test_two_folders_of_images_have_two_runs(tmp_path):
+    for name, classes in (("flowers", ("rose", "tulip")), ("birds", ("owl", "robin", "wren"))):
+        for file in (
+            tmp_path / name / split / c / f"{i}.png" for split in ("train", "val") for c in classes for i in "123"
+        ):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16)).save(file)
+    data = ["dataset=timm", "dataset.input_size=16", "logger=none", "device=cpu", "policy=none", "run_root=runs"]
+    sizes = ["trainer.epochs=1", "trainer.batch_size=3"]
+    for name in ("flowers", "birds", "nowhere"):
+        done = command(ROOT / "train.py", *data, *sizes, f"dataset.root={name}", cwd=tmp_path)
+        assert done.returncode == (name == "nowhere"), done.stdout + done.stderr
+        assert "finished earlier" not in done.stdout
+    records = [json.loads(file.read_text()) for file in tmp_path.glob("runs/timm/*/record.json")]
+    assert sorted(len(record["inputs"]["data"]["classes"]) for record in records) == [2, 3]
+    assert len(list(tmp_path.glob("runs/timm/*"))) == 2  # and the one that failed leaves no folder
 
 
 def test_dry_run_reports_and_writes_nothing(tmp_path):
