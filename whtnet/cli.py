@@ -53,4 +53,5 @@ def train(c: dict[str, Any]) -> float | None:
 
 
 def _print_folder(folder: Path, finished: bool) -> None:
-    console.print(f"run folder: {folder}" + (" (finished earlier; resume=never trains again)" if finished else ""))
+    earlier = " (finished earlier; resume=never trains again)" if finished else ""
+    console.print(f"run folder: {folder}{earlier}", markup=False)

@@ -23,7 +23,6 @@ _WORDS = {
     "dict_type": "keywords and values",
 }
 
-
 RENAMED = {"trainer.spectral_lr": "trainer.spectral_lr_scale"}
 """Settings of earlier versions, and what they are called now."""
 
@@ -81,7 +80,7 @@ def check_arguments(
 
 
 def _check(values: Mapping[str, Any], annotations: Mapping[str, Any], group: str, error: type[UserError]) -> None:
-    for name in values.keys() & annotations.keys():
+    for name in (name for name in values if name in annotations):
         try:
             _checker(annotations[name]).validate_python(values[name])
         except ValidationError as problem:
