@@ -230,8 +230,17 @@ def test_a_run_that_is_stopped_keeps_no_state_that_is_not_finite(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("norm", [nn.BatchNorm2d(4), nn.BatchNorm1d(4), nn.GroupNorm(4, 4), nn.InstanceNorm2d(4)])
-def test_one_value_per_channel_is_an_error_that_names_the_batch_size(norm):
+@pytest.mark.parametrize(
+    ("norm", "compiled"),
+    [
+        (nn.BatchNorm2d(4), False),
+        (nn.BatchNorm1d(4), False),
+        (nn.GroupNorm(4, 4), False),
+        (nn.InstanceNorm2d(4), False),
+        pytest.param(nn.BatchNorm2d(4), True, marks=pytest.mark.slow),
+    ],
+)
+def test_one_value_per_channel_is_an_error_that_names_the_batch_size(norm, compiled):
     class One(Batches):
         num_samples, batch_size = 3, 1
 
@@ -242,7 +251,7 @@ def test_one_value_per_channel_is_an_error_that_names_the_batch_size(norm):
     flat = [nn.Flatten()] if isinstance(norm, nn.BatchNorm1d) else []
     model = nn.Sequential(nn.Conv2d(3, 4, 8), *flat, norm, nn.Flatten(), nn.Linear(4, 10))
     with pytest.raises(ConfigError, match=r"a batch of 1 leaves.*one value per channel.*raise trainer\.batch_size"):
-        train(model, config(), data)
+        train(model, config(compile=compiled), data)
 
 
 def test_a_resumed_run_says_where(tmp_path):

@@ -222,6 +222,7 @@ def test_a_record_that_can_not_be_replayed_says_why():
         *[({"seed": seed}, f"seed={seed!r}.*a whole number from 0") for seed in (-1, 1.5, "one", None, True)],
         ({"trainer": {"epocs": 1}}, r"did you mean trainer\.epochs"),
         ({"finetune": {"stages": 4}}, r"finetune.stages=4 need as many epochs, trainer.epochs is 3"),
+        ({"trainer": {"patience": 2}}, r"trainer.patience needs .* dataset\.holdout"),
         ({"device": 0}, "device=0"),
         ({"backbone": {"form": "keras"}}, "backbone needs a name"),
         ({"backbone": {"name": "resnet20", "num_classes": 3}}, "backbone.num_classes is the data set's"),

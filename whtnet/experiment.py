@@ -64,8 +64,8 @@ class Experiment:
         known_inputs: what :attr:`inputs` is, where that is known; None finds it out.
 
     Raises:
-        ConfigError: for a seed that is no whole number from 0, a backbone with a number of classes of its own, or more
-            stages than epochs.
+        ConfigError: for a seed that is no whole number from 0, a backbone with a number of classes of its own, more stages
+            than epochs, or patience without a held-out part.
     """
 
     backbone: Choice
@@ -84,6 +84,8 @@ class Experiment:
             raise ConfigError(f"device={self.device!r} is no device; give auto, cpu, cuda, cuda:1, …")
         if "num_classes" in self.backbone.options:
             raise ConfigError("backbone.num_classes is the data set's number of classes; leave it out")
+        if self.trainer.patience and not self.dataset.options.get("holdout"):
+            raise ConfigError("trainer.patience needs a held-out part: give dataset.holdout=0.1, say")
         if self.trainer.epochs < self.finetune.stages:
             raise ConfigError(
                 f"finetune.stages={self.finetune.stages} need as many epochs, trainer.epochs is {self.trainer.epochs}"

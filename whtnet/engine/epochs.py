@@ -193,8 +193,8 @@ def _one_value_told(batch_size: int) -> Iterator[None]:
     """Turn what PyTorch's normalisations say about too few values into an error that names the setting."""
     try:
         yield
-    except ValueError as error:
-        if not re.match(r"Expected more than 1 .* when training", str(error)):
+    except (ValueError, RuntimeError) as error:  # the latter of a compiled model
+        if not re.search(r"Expected more than 1 .* when training", str(error)):
             raise
         raise ConfigError(
             f"a batch of {batch_size} leaves a normalisation layer one value per channel, where maps are 1×1; raise "
