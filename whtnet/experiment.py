@@ -64,8 +64,8 @@ class Experiment:
         known_inputs: what :attr:`inputs` is, where that is known; None finds it out.
 
     Raises:
-        ConfigError: for a seed that is no whole number from 0, a backbone with a number of classes of its own, more stages
-            than epochs, or patience without a held-out part.
+        ConfigError: for a seed that is no whole number from 0, a backbone with a number of classes of its own, more
+            stages than epochs, or patience without a held-out part.
     """
 
     backbone: Choice
