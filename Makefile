@@ -9,7 +9,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help reproduce-table report sync test test-fast lint lock clean
+.PHONY: help reproduce-table verify report sync test test-fast lint lock clean
 
 help: ## list targets and tables
 	@echo "Targets:"
@@ -18,8 +18,11 @@ help: ## list targets and tables
 	@for spec in experiments/*.yaml; do \
 	  printf '  %-22s %s\n' "$$(basename $$spec .yaml)" "$$(sed -n 's/^title: *//p' $$spec)"; done
 
-reproduce-table: $(READY) ## reproduce the quick tables, or TABLE=NAME; ARGS="--fresh --logger none" passes options
+reproduce-table: $(READY) ## make the quick tables, or TABLE=NAME, in runs/results, and compare; ARGS="--fresh" passes options
 	$(BIN)/python scripts/reproduce_table.py $(TABLE) $(ARGS)
+
+verify: $(READY) ## check without training: records, counts, results/, README and committed weights say the same
+	$(BIN)/python scripts/verify.py $(ARGS)
 
 report: $(READY) ## show all results on one page, results/report.html
 	$(BIN)/python scripts/report.py $(ARGS)

@@ -1,6 +1,6 @@
 """Compose a Hydra config from overrides, as plain data: the scripts' edge to Hydra."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,3 +27,8 @@ def compose_config(overrides: Sequence[str], config_name: str = "config") -> dic
             return OmegaConf.to_container(compose(config_name, list(overrides)), resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"can't compose the config from {' '.join(overrides)}: {error}") from error
+
+
+def backbone_settings(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Keywords of ``build_backbone`` for a row of a table of counts: its ``backbone``, and ``overrides`` of that."""
+    return compose_config([f"backbone={row['backbone']}", *row.get("overrides", ())], "count_params")["backbone"]

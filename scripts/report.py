@@ -3,14 +3,12 @@
 import argparse
 from pathlib import Path
 
-from _compose import ROOT
+from _compose import ROOT, compose_config
 
 from whtnet.console import console, exit_on_user_error
 from whtnet.files import atomic_write
 from whtnet.report import build_report
-from whtnet.tables import load_spec, table_names
-
-EXPERIMENTS = ROOT / "experiments"
+from whtnet.tables import Identities, Results
 
 
 @exit_on_user_error
@@ -21,8 +19,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="the page; default: report.html in the folder of the measurements")
     arguments = parser.parse_args()
     output = arguments.output or arguments.results / "report.html"
-    specs = [load_spec(EXPERIMENTS, name) for name in table_names(EXPERIMENTS)]
-    atomic_write(output, build_report(specs, arguments.results))
+    results = Results(ROOT / "experiments", arguments.results, Identities(compose_config))
+    atomic_write(output, build_report(results.specs(), results))
     console.print(f"Written: {output}", markup=False, soft_wrap=True)
 
 

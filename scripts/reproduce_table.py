@@ -1,12 +1,17 @@
-"""Reproduce tables: ``python scripts/reproduce_table.py [TABLE …]``; without a name, the quick ones."""
+"""Reproduce tables: ``python scripts/reproduce_table.py [TABLE …]``; without a name, the quick ones.
+
+New runs, counts, timings and tables go to runs/results/, laid out as results/, and are compared with results/.
+"""
 
 import argparse
 import itertools
+import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from _compose import ROOT, compose_config
+from _compose import ROOT, backbone_settings, compose_config
 
 from whtnet.console import ProgressView, TaskView, console, exit_on_user_error
 from whtnet.experiment import Experiment
@@ -15,18 +20,21 @@ from whtnet.policy import shipped_policies
 from whtnet.records import environment, put_record, read_records, write_json
 from whtnet.runs import resolve_device
 from whtnet.tables import (
+    Identities,
+    Results,
     Table,
     TableError,
     TableSpec,
     command_for,
+    comparisons,
     count_coverage,
     count_families,
     count_rows,
     count_training_rows,
-    counts_file,
     draw_figures,
     load_spec,
     measure_speed,
+    run_overrides,
     stored_tables,
     table_names,
     to_rich,
@@ -36,18 +44,63 @@ from whtnet.tables import (
 from whtnet.tracking import RunInfo, make_sink
 
 QUICK = ("parameters", "digits")
-EXPERIMENTS = ROOT / "experiments"
-RESULTS = ROOT / "results"
-RECORDS = RESULTS / "runs"
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where things are.
+
+    Attributes:
+        root: of the project.
+        update: whether the reference itself is made.
+        identities: of the runs that the tables' rows ask for.
+    """
+
+    root: Path
+    update: bool
+    identities: Identities
+
+    @property
+    def experiments(self) -> Path:
+        """Of the tables' specifications."""
+        return self.root / "experiments"
+
+    @property
+    def own(self) -> Path:
+        """Of what is made now."""
+        return self.root / "results" if self.update else self.root / "runs" / "results"
+
+    def reference(self) -> Results:
+        """What the project publishes."""
+        return Results(self.experiments, self.root / "results", self.identities)
+
+    def yours(self, *, filled: bool = False) -> Results:
+        """What was made here; ``filled`` up with the reference where it was not."""
+        return Results(self.experiments, self.own, self.identities, self.reference() if filled else None)
+
+    def shown(self, path: Path) -> str:
+        """A path for people."""
+        return path.relative_to(self.root).as_posix()
 
 
 @exit_on_user_error
 def main() -> None:
     """Parse the command line and reproduce the tables one after another."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "tables", nargs="*", help=f"from {', '.join(table_names(EXPERIMENTS))}; default: the quick ones"
-    )
+    arguments = _parse()
+    folders = Folders(ROOT, arguments.update, Identities(compose_config))
+    specs = [load_spec(folders.experiments, name) for name in arguments.tables or QUICK]
+    if arguments.list:
+        _list_tables(folders.experiments)
+        return
+    for spec in specs:
+        _MEASURE[spec.kind](spec, folders, arguments)
+        _publish(spec, folders, arguments)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = ", ".join(table_names(ROOT / "experiments"))
+    parser.add_argument("tables", nargs="*", help=f"from {names}; default: the quick ones")
     parser.add_argument("--list", action="store_true", help="list the tables and stop")
     parser.add_argument("--logger", default="wandb", help="where training curves go besides the records: wandb or none")
     parser.add_argument(
@@ -64,14 +117,10 @@ def main() -> None:
     parser.add_argument(
         "--no-training", action="store_true", help="count the rows of training tables and show what is recorded"
     )
-    arguments = parser.parse_args()
-    specs = [load_spec(EXPERIMENTS, name) for name in arguments.tables or QUICK]
-    if arguments.list:
-        _list_tables()
-        return
-    for spec in specs:
-        _REPRODUCE[spec.kind](spec, arguments)
-        _publish(spec, arguments)
+    parser.add_argument(
+        "--update", action="store_true", help="for maintainers: make results/ and the tables in README.md themselves"
+    )
+    return parser.parse_args()
 
 
 def _words(text: str) -> list[str]:
@@ -85,50 +134,55 @@ def _numbers(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers such as 0,1,2") from None
 
 
-def _list_tables() -> None:
-    for name in table_names(EXPERIMENTS):
+def _list_tables(experiments: Path) -> None:
+    for name in table_names(experiments):
         quick = " (quick: part of the default)" if name in QUICK else ""
-        console.print(f"  {name:<20} {load_spec(EXPERIMENTS, name).title}{quick}", markup=False)
+        console.print(f"  {name:<20} {load_spec(experiments, name).title}{quick}", markup=False)
 
 
-def _reproduce_parameters(spec: TableSpec, _: argparse.Namespace) -> None:
+def _measure_parameters(spec: TableSpec, folders: Folders, _: argparse.Namespace) -> None:
     total = len(spec.rows) + len(spec.families) * len(shipped_policies())
     with ProgressView() as view:
         bar, done = view.task(spec.title), itertools.count(1)
-        rows = count_rows(spec, _backbone_settings, lambda step: bar(next(done) / total, step))
-        families = count_families(spec, _backbone_settings, lambda step: bar(next(done) / total, step))
-    write_json(RESULTS / f"{spec.name}.json", {"environment": environment("cpu"), "rows": rows, "families": families})
+        rows = count_rows(spec, backbone_settings, lambda step: bar(next(done) / total, step))
+        families = count_families(spec, backbone_settings, lambda step: bar(next(done) / total, step))
+    write_json(folders.own / f"{spec.name}.json", {"rows": rows, "families": families})
 
 
-def _reproduce_coverage(spec: TableSpec, _: argparse.Namespace) -> None:
+def _measure_coverage(spec: TableSpec, folders: Folders, _: argparse.Namespace) -> None:
     total = len(spec.rows) * len(shipped_policies())
     with ProgressView() as view:
         bar, done = view.task(spec.title), itertools.count(1)
-        counted = count_coverage(spec, _backbone_settings, lambda step: bar(next(done) / total, step))
-    write_json(RESULTS / f"{spec.name}.json", {"environment": environment("cpu"), "pairs": counted})
+        counted = count_coverage(spec, backbone_settings, lambda step: bar(next(done) / total, step))
+    write_json(folders.own / f"{spec.name}.json", {"pairs": counted})
 
 
-def _backbone_settings(row: Mapping[str, Any]) -> dict[str, Any]:
-    return compose_config([f"backbone={row['backbone']}", *row.get("overrides", ())], "count_params")["backbone"]
-
-
-def _reproduce_training(spec: TableSpec, arguments: argparse.Namespace) -> None:
+def _measure_training(spec: TableSpec, folders: Folders, arguments: argparse.Namespace) -> None:
     if spec.counted:
-        _count(spec)
-    if arguments.no_training:
-        return
+        _count(spec, folders)
+    if not arguments.no_training:
+        _train(spec, folders, arguments)
+
+
+def _count(spec: TableSpec, folders: Folders) -> None:
+    with ProgressView() as view:
+        bar, done = view.task(f"{spec.title}: counting"), itertools.count(1)
+        rows = count_training_rows(spec, compose_config, lambda step: bar(next(done) / len(spec.rows), step))
+    write_json(folders.own / f"{spec.name}.json", {"rows": rows})
+
+
+def _train(spec: TableSpec, folders: Folders, arguments: argparse.Namespace) -> None:
     device = resolve_device("auto")
-    recipe = spec.recipe or arguments.recipe or ("authors" if device.type == "cuda" else "short")
-    recorded_as = _recipe_with_overrides(spec, recipe, arguments)
+    trainer = spec.recipe or arguments.recipe or ("authors" if device.type == "cuda" else "short")
+    recipe = _recipe_with_overrides(spec, trainer, arguments.override)
     runs = [(row, seed) for row in _chosen_rows(spec, arguments.rows) for seed in _seeds(spec, row, arguments.seeds)]
-    recorded = {(r["table"], r["row"], r["seed"], r["recipe"]) for r in read_records(RECORDS)}
-    anew = spec.rerun or arguments.fresh
-    missing = [(row, seed) for row, seed in runs if anew or (spec.name, row["id"], seed, recorded_as) not in recorded]
+    recorded = set() if arguments.fresh else _recorded(spec, folders)
+    missing = [(row, seed) for row, seed in runs if folders.identities(spec, row, recipe, seed) not in recorded]
     if len(missing) < len(runs):
-        console.print(f"{spec.name}: {len(runs) - len(missing)} of {len(runs)} runs are recorded in {_shown(RECORDS)}")
-    jobs = [_job(spec, row, seed, recipe, arguments) for row, seed in missing]
+        console.print(f"{spec.name}: {len(runs) - len(missing)} of {len(runs)} runs are recorded")
+    rows = {_title(row, seed): row["id"] for row, seed in missing}
+    jobs = [_job(spec, row, seed, trainer, folders, arguments) for row, seed in missing]
     at_once = default_at_once(device, len(jobs)) if arguments.jobs is None else arguments.jobs
-    rows = {job.title: row["id"] for job, (row, _) in zip(jobs, missing, strict=True)}
     bars: dict[str, TaskView] = {}
     with ProgressView(spec.name, len(jobs)) as view:
 
@@ -138,17 +192,11 @@ def _reproduce_training(spec: TableSpec, arguments: argparse.Namespace) -> None:
 
         def keep(job: Job, record: dict[str, Any]) -> None:
             layers = record.pop("layers")
-            put_record(RECORDS, {"table": spec.name, "row": rows[job.title], "recipe": recorded_as, **record}, layers)
+            labels = {"table": spec.name, "row": rows[job.title], "recipe": recipe}
+            put_record(folders.yours().records_folder, labels | record, layers)
             bars[job.title].finish()
 
         run_jobs(jobs, at_once, on_start=begin, on_record=keep, on_print=console.print)
-
-
-def _count(spec: TableSpec) -> None:
-    with ProgressView() as view:
-        bar, done = view.task(f"{spec.title}: counting"), itertools.count(1)
-        rows = count_training_rows(spec, compose_config, lambda step: bar(next(done) / len(spec.rows), step))
-    write_json(RESULTS / counts_file(spec), {"environment": environment("cpu"), "rows": rows})
 
 
 def _chosen_rows(spec: TableSpec, chosen: Sequence[str] | None) -> list[Mapping[str, Any]]:
@@ -162,71 +210,96 @@ def _seeds(spec: TableSpec, row: Mapping[str, Any], chosen: Sequence[int] | None
     return row.get("seeds", spec.seeds) if chosen is None else chosen
 
 
-def _recipe_with_overrides(spec: TableSpec, recipe: str, arguments: argparse.Namespace) -> str:
+def _recorded(spec: TableSpec, folders: Folders) -> set[str]:
+    """Identities of the runs that are not trained again."""
+    recorded = [] if spec.rerun else folders.reference().records
+    if not folders.update:
+        recorded = [*recorded, *read_records(folders.yours().records_folder)]
+    return {record["identity"] for record in recorded if record["table"] == spec.name}
+
+
+def _recipe_with_overrides(spec: TableSpec, trainer: str, overrides: Sequence[str]) -> str:
     """What the runs are recorded as: a recipe that is overridden is another one, unless the result is the same."""
 
     def identity(*more: str) -> str:
-        return Experiment.from_config(_compose_run(spec, spec.rows[0], recipe, *more)).identity
+        overrides = run_overrides(spec, spec.rows[0], shlex.join([trainer, *more]))
+        return Experiment.from_config(compose_config(overrides)).identity
 
-    return " ".join([recipe, *(o for o in arguments.override if identity(o) != identity())])
-
-
-def _compose_run(spec: TableSpec, row: Mapping[str, Any], recipe: str, *more: str) -> dict[str, Any]:
-    return compose_config([*spec.overrides, f"trainer={recipe}", *row["overrides"], *more])
+    return shlex.join([trainer, *(o for o in overrides if identity(o) != identity())])
 
 
-def _job(spec: TableSpec, row: Mapping[str, Any], seed: int, recipe: str, arguments: argparse.Namespace) -> Job:
-    config = _compose_run(spec, row, recipe, f"seed={seed}", f"logger={arguments.logger}", *arguments.override)
+def _title(row: Mapping[str, Any], seed: int) -> str:
+    return f"{row['id']}, seed {seed}"
+
+
+def _job(
+    spec: TableSpec,
+    row: Mapping[str, Any],
+    seed: int,
+    trainer: str,
+    folders: Folders,
+    arguments: argparse.Namespace,
+) -> Job:
+    overrides = [*run_overrides(spec, row, trainer), f"seed={seed}", f"logger={arguments.logger}", *arguments.override]
+    config = compose_config(overrides)
     options = {
-        "root": ROOT / config["run_root"],
+        "root": folders.root / config["run_root"],
         "resume": "never" if arguments.fresh else "auto",
         "group": spec.name,
         "tags": (spec.name, row["id"]),
     }
-    return Job(f"{row['id']}, seed {seed}", Experiment.from_config(config), config["logger"], options)
+    return Job(_title(row, seed), Experiment.from_config(config), config["logger"], options)
 
 
-def _reproduce_speed(spec: TableSpec, arguments: argparse.Namespace) -> None:
+def _measure_speed(spec: TableSpec, folders: Folders, arguments: argparse.Namespace) -> None:
     device = resolve_device("auto")
     with ProgressView() as view:
         measured = measure_speed(spec, device, arguments.seconds, view.task(spec.title))
-    write_json(RESULTS / f"{spec.name}.json", {"environment": environment(device), **measured})
+    write_json(folders.own / f"{spec.name}.json", {"environment": environment(device), **measured})
 
 
-_REPRODUCE = {
-    "parameters": _reproduce_parameters,
-    "coverage": _reproduce_coverage,
-    "training": _reproduce_training,
-    "speed": _reproduce_speed,
+def _measure_nothing(*_: Any) -> None:
+    """For a table that is made of the others' results."""
+
+
+_MEASURE = {
+    "parameters": _measure_parameters,
+    "coverage": _measure_coverage,
+    "training": _measure_training,
+    "speed": _measure_speed,
+    "verdicts": _measure_nothing,
 }
 
 
-def _publish(spec: TableSpec, arguments: argparse.Namespace) -> None:
-    tables = stored_tables(spec, RESULTS)
-    for table in tables:
+def _publish(spec: TableSpec, folders: Folders, arguments: argparse.Namespace) -> None:
+    results = folders.reference() if folders.update else folders.yours(filled=True)
+    tables = stored_tables(spec, results)
+    path = write_tables(folders.own, spec.name, tables, command_for(spec))
+    draw_figures(spec, results, folders.own / "figures")
+    compared = []
+    if folders.update:
+        update_readme(folders.root / "README.md", spec.name, tables[0])
+    else:
+        compared = comparisons(spec, folders.reference(), folders.yours())
+    for table in [*tables, *compared]:
         console.print(to_rich(table))
-    path = write_tables(RESULTS, spec.name, tables, command_for(spec))
-    draw_figures(spec, RESULTS)
-    update_readme(ROOT / "README.md", spec.name, tables[0])
-    console.print(f"Written: {_shown(path)}\n")
+    console.print(f"Written: {folders.shown(path)}\n")
     if spec.kind == "training":
-        _show_on_dashboard(spec, tables, arguments)
+        _show_on_dashboard(spec, results, tables, arguments)
 
 
-def _show_on_dashboard(spec: TableSpec, tables: Sequence[Table], arguments: argparse.Namespace) -> None:
+def _show_on_dashboard(
+    spec: TableSpec, results: Results, tables: Sequence[Table], arguments: argparse.Namespace
+) -> None:
     """A run of its own in the table's group, with the tables and the figures."""
     config = compose_config([f"logger={arguments.logger}", *arguments.override])
     folder = ROOT / config["run_root"] / "tables" / spec.name
-    figures = sorted((RESULTS / "figures").glob(f"{spec.name}_*.png"))
+    figures = draw_figures(spec, results, folder, ".png")
     sink = make_sink(**config["logger"])
     sink.start(RunInfo(f"table {spec.name}", spec.name, {"table": spec.name}, folder, tags=(spec.name, "table")))
     rows = {table.title: (table.headings, table.texts) for table in tables}
     sink.show(rows, {figure.stem.removeprefix(f"{spec.name}_"): figure for figure in figures})
     sink.finish({})
-
-
-def _shown(path: Path) -> str:
-    return path.relative_to(ROOT).as_posix()
 
 
 if __name__ == "__main__":

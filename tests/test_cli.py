@@ -14,7 +14,7 @@ from whtnet.backbones import build_backbone
 from whtnet.data import SOURCES
 from whtnet.engine import TrainConfig
 from whtnet.policy import Policy
-from whtnet.records import read_records, record_file
+from whtnet.records import read_records
 from whtnet.tables import load_spec, table_names
 from whtnet.tracking import make_sink
 
@@ -232,37 +232,59 @@ def reproduce(scripts, tmp_path, monkeypatch):
     (tmp_path / "README.md").write_text("<!-- table: tiny -->\n<!-- end -->\n")
     (tmp_path / "experiments" / "tiny.yaml").write_text(SPEC.format(overrides=", ".join(TINY)))
     monkeypatch.setattr(module, "ROOT", tmp_path)
-    monkeypatch.setattr(module, "EXPERIMENTS", tmp_path / "experiments")
-    monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(module, "RECORDS", tmp_path / "results" / "runs")
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["reproduce_table.py", "tiny", "--logger", "none", *arguments])
         module.main()
-        return read_records(module.RECORDS)
+        results = tmp_path / "results" if "--update" in arguments else tmp_path / "runs" / "results"
+        return read_records(results / "runs")
 
     return call
 
 
-def test_reproduce_trains_what_is_missing_and_rebuilds_the_table(reproduce, tmp_path):
-    records = reproduce()
-    assert [(r["table"], r["row"], r["seed"]) for r in records] == [
-        ("tiny", "baseline", 0),
-        ("tiny", "baseline", 1),
-        ("tiny", "conv3x3", 0),
-    ]
-    markdown = (tmp_path / "results" / "tiny.md").read_text()
-    assert "(n=2)" in markdown
-    assert "273,066" not in markdown  # four classes, so another count than with ten
+def test_reproduce_trains_what_is_missing_beside_the_reference(reproduce, tmp_path, capsys):
+    reference = reproduce("--update", "--rows", "baseline")
+    assert [(r["table"], r["row"], r["seed"]) for r in reference] == [("tiny", "baseline", 0), ("tiny", "baseline", 1)]
     readme = (tmp_path / "README.md").read_text()
     assert "### Tiny" in readme
-    (tmp_path / "results" / "runs" / record_file(records[0])).unlink()
+    committed = {path: path.read_bytes() for path in (tmp_path / "results").rglob("*") if path.is_file()}
+    capsys.readouterr()
+
+    records = reproduce()
+    assert [(r["row"], r["seed"]) for r in records] == [("conv3x3", 0)]
+    markdown = (tmp_path / "runs" / "results" / "tiny.md").read_text()
+    assert "(n=2)" in markdown  # the reference's
+    assert "not run" not in markdown
+    assert "273,066" not in markdown  # four classes, so another count than with ten
+    assert (tmp_path / "runs" / "results" / "figures" / "tiny_pareto.svg").is_file()
+    printed = capsys.readouterr().out
+    assert "2 of 3 runs are recorded" in printed
+    assert "no reference" in printed
+    assert (tmp_path / "README.md").read_text() == readme
+    assert committed == {path: path.read_bytes() for path in (tmp_path / "results").rglob("*") if path.is_file()}
+
+
+def test_reproduce_compares_with_the_reference(reproduce, tmp_path, capsys):
+    reproduce("--update")
     for run in (tmp_path / "runs").rglob("record.json"):
-        run.unlink()  # so that what is trained again shows
-    again = reproduce()
-    assert {(r["row"], r["seed"]) for r in again} == {(r["row"], r["seed"]) for r in records}
-    assert len(list((tmp_path / "runs").rglob("record.json"))) == 1
-    assert str(tmp_path) not in json.dumps(again)
+        run.unlink()  # so that it is trained again
+    records = reproduce("--fresh", "--rows", "baseline")
+    assert [(r["row"], r["seed"]) for r in records] == [("baseline", 0), ("baseline", 1)]
+    printed = capsys.readouterr().out
+    assert "Tiny: yours and the reference" in printed
+    assert "equal" in printed  # the same machine, the same numbers
+
+
+def test_records_of_a_changed_row_do_not_count(reproduce, tmp_path, capsys):
+    reproduce("--rows", "baseline", "--seeds", "0")
+    spec = tmp_path / "experiments" / "tiny.yaml"
+    spec.write_text(spec.read_text().replace("overrides: [policy=none]", "overrides: [policy=none, trainer.lr=0.01]"))
+    records = reproduce("--rows", "baseline", "--seeds", "0")
+    assert [r["settings"]["trainer"]["lr"] for r in records].count(0.01) == 1
+    assert len(records) == 2
+    markdown = (tmp_path / "runs" / "results" / "tiny.md").read_text()
+    assert "(n=1)" in markdown
+    assert "1 record was made with other settings" in markdown
 
 
 def test_the_table_itself_goes_to_the_dashboard(reproduce, scripts, monkeypatch, tmp_path):
@@ -298,7 +320,7 @@ def test_reproduce_chosen_rows_and_seeds_by_another_recipe(reproduce, tmp_path):
     ]
     labels = [
         line.split("|")[1].strip()
-        for line in (tmp_path / "results" / "tiny.md").read_text().splitlines()
+        for line in (tmp_path / "runs" / "results" / "tiny.md").read_text().splitlines()
         if line.startswith("| ")
     ]
     assert labels[2:] == ["baseline", "replaced", "replaced; recipe short"]
@@ -312,14 +334,16 @@ def test_an_overridden_recipe_is_a_recipe_of_its_own(reproduce, tmp_path):
         ("short", 0),
         ("short trainer.label_smoothing=0.1", 0.1),
     ]
-    assert "replaced; recipe short trainer.label_smoothing=0.1" in (tmp_path / "results" / "tiny.md").read_text()
+    assert (
+        "replaced; recipe short trainer.label_smoothing=0.1" in (tmp_path / "runs" / "results" / "tiny.md").read_text()
+    )
 
 
 def test_reproduce_counts_without_training(reproduce, tmp_path):
     spec = tmp_path / "experiments" / "tiny.yaml"
     spec.write_text(spec.read_text() + "counted: [{label: 32×32, input_size: [3, 32, 32]}]\n")
     assert reproduce("--no-training") == []
-    markdown = (tmp_path / "results" / "tiny.md").read_text()
+    markdown = (tmp_path / "runs" / "results" / "tiny.md").read_text()
     assert "273,066" in markdown
     assert markdown.count("not run") == 2
 
@@ -348,17 +372,18 @@ def test_reproduce_several_runs_at_once(reproduce):
         assert a["history"][0]["seconds"] != b["history"][0]["seconds"]  # it is another run
 
 
-def test_a_table_that_asks_for_it_is_trained_again(reproduce, tmp_path):
+def test_a_table_that_asks_for_it_is_trained_on_every_machine(reproduce, tmp_path, capsys):
     spec = tmp_path / "experiments" / "tiny.yaml"
     spec.write_text(spec.read_text() + "rerun: true\n")
-    first = reproduce()
+    first = reproduce("--update")
     for run in (tmp_path / "runs").rglob("record.json"):
         run.unlink()
     for checkpoint in (tmp_path / "runs").rglob("checkpoint.pt"):
         checkpoint.unlink()
     second = reproduce()
     assert len(second) == 3
-    assert [r["finished"] for r in first] != [r["finished"] for r in second] or first[0]["history"] != second[0][
-        "history"
-    ]
+    assert [r["history"] for r in first] != [r["history"] for r in second]  # the seconds
     assert [r["test_loss"] for r in first] == [r["test_loss"] for r in second]
+    assert "3 of 3 runs are recorded" not in capsys.readouterr().out
+    reproduce()
+    assert "3 of 3 runs are recorded" in capsys.readouterr().out

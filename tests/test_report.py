@@ -3,11 +3,12 @@ import re
 import shutil
 import subprocess
 import threading
+from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 import torch
+from shipped import EXPERIMENTS, SHIPPED
 from torch import nn
 
 from whtnet.inspection import describe_layers
@@ -15,12 +16,10 @@ from whtnet.layers import BWHT1d, FWHT2d, HTPerceptron2d
 from whtnet.records import put_record
 from whtnet.report import ReportError, build_report
 from whtnet.report.charts import curve_charts, in_sequency_order, layer_charts, pareto_charts, zero_chart
-from whtnet.tables import load_spec, table_names
-from whtnet.tables.stored import stored_rows
+from whtnet.tables import Results, load_spec
 from whtnet.tables.training import TrainedRow
 from whtnet.transforms import fwht2
 
-ROOT = Path(__file__).parents[1]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
 SPEC = """
@@ -37,11 +36,12 @@ def record(row, seed, top1, parameters):
         {"epoch": e, "test_top1": top1 - 10 / e, "train_loss": 1 / (e + seed), "seconds": 6.0} for e in (1, 2, 3)
     ]
     return {
+        "format": 2,
+        "identity": f"{row} {seed}",
         "table": "mine",
         "row": row,
         "recipe": "short",
         "seed": seed,
-        "identity": f"{row}{seed}",
         "epochs": 3,
         "test_top1": top1,
         "precision": "float32",
@@ -64,7 +64,11 @@ def project(tmp_path):
     for seed, top1 in enumerate((90.0, 92.0)):
         put_record(tmp_path / "runs", record("a", seed, top1, 100))
         put_record(tmp_path / "runs", record("b", seed, top1 - 5, 50), layers_of_a_model())
-    return load_spec(tmp_path, "mine"), tmp_path
+    return load_spec(tmp_path, "mine"), results_in(tmp_path)
+
+
+def results_in(folder):
+    return Results(folder, folder, lambda spec, row, recipe, seed: f"{row['id']} {seed}")
 
 
 class Page(HTMLParser):
@@ -107,21 +111,22 @@ def test_the_page_is_whole(project):
 
 def test_records_without_layers_have_no_such_section(project):
     spec, results = project
-    shutil.rmtree(results / "runs")
-    put_record(results / "runs", record("a", 0, 90.0, 100))
-    assert "layers" not in Page(build_report([spec], results)).anchors
+    shutil.rmtree(results.records_folder)
+    put_record(results.records_folder, record("a", 0, 90.0, 100))
+    assert "layers" not in Page(build_report([spec], results_in(results.folder))).anchors
 
 
 def test_what_was_not_made_is_named_with_its_command(project, tmp_path):
     spec, results = project
-    specs = [load_spec(ROOT / "experiments", "speed"), spec]
+    specs = [load_spec(EXPERIMENTS, "speed"), spec]
     assert "<code>make reproduce-table TABLE=speed</code>" in build_report(specs, results)
     with pytest.raises(ReportError, match="make reproduce-table"):
-        build_report(specs, tmp_path / "nowhere")
+        build_report(specs, results_in(tmp_path / "nowhere"))
 
 
 def test_points_and_curves_are_those_of_the_records(project):
-    rows = stored_rows(*project)
+    spec, results = project
+    rows = results.rows(spec)
     parameters, macs = (chart.data for chart in pareto_charts(rows))
     points = {(t["x"][0], t["y"][0]): t["error_y"] for t in parameters["data"] if t["name"] in ("first <b>", "second")}
     assert set(points) == {(100, 91.0), (50, 86.0)}
@@ -134,7 +139,7 @@ def test_points_and_curves_are_those_of_the_records(project):
     assert mean["y"] == [81.0, 86.0, pytest.approx(91 - 10 / 3)]
     assert band["y"][0] - mean["y"][0] == pytest.approx(2**0.5)
     assert band["y"][-1] - mean["y"][0] == pytest.approx(-(2**0.5))
-    one_seed = TrainedRow("one", {}, rows[0].cost, {}, rows[0].records[:1])
+    one_seed = replace(rows[0], records=rows[0].records[:1])
     assert len(curve_charts([one_seed])[0].data["data"]) == 1
 
 
@@ -146,18 +151,18 @@ def test_maps_are_in_sequency_order():
 def test_layers_are_drawn_as_they_act():
     layer = {"name": "x", "kind": "FWHT2d", "clamp": True, "weight": None, "zero_share": 0.25}
     layer["threshold"] = [[-1.0, 0.25], [0.5, 0.75]]
-    row = TrainedRow("r", {}, {}, {}, [{"layers": [layer]}, {"layers": [{**layer, "zero_share": 0.75}]}])
+    row = TrainedRow("r", "r", None, {}, {}, [{"layers": [layer]}, {"layers": [{**layer, "zero_share": 0.75}]}])
     (chart,) = layer_charts(row)
     assert chart.data["data"][0]["z"] == [[0.0, 0.25], [0.5, 0.75]]
-    other = TrainedRow("other", {}, {}, {}, [{"layers": [{**layer, "name": "y"}]}])
+    other = replace(row, label="other", records=[{"layers": [{**layer, "name": "y"}]}])
     (zeros,) = zero_chart([row, other]).data["data"]
     assert (zeros["x"], zeros["y"], zeros["z"]) == (["x", "y"], ["r", "other"], [[50.0, None], [None, 25.0]])
     assert zeros["text"] == [["50.00 ± 35.36 (n=2)", ""], ["", "25.00 (n=1)"]]
 
 
 def test_the_shipped_results_make_a_page():
-    specs = [load_spec(ROOT / "experiments", name) for name in table_names(ROOT / "experiments")]
-    html = build_report(specs, ROOT / "results")
+    specs = SHIPPED.specs()
+    html = build_report(specs, SHIPPED)
     assert "Not made yet" not in html
     assert {f"table-{spec.name}" for spec in specs} | {"speed"} <= set(Page(html).anchors)
 
@@ -208,11 +213,11 @@ PROBE = """<script>
 @needs_chromium
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_every_chart_is_drawn_in_both_themes(project, dark):
-    shipped = load_spec(ROOT / "experiments", "speed")
+    shipped = load_spec(EXPERIMENTS, "speed")
     spec, results = project
-    shutil.copy(ROOT / "results" / "speed.json", results)
+    shutil.copy(SHIPPED.folder / "speed.json", results.folder)
     html = build_report([spec, shipped], results)
-    page = results / "report.html"
+    page = results.folder / "report.html"
     page.write_text(html.replace("</body>", PROBE + "</body>"))
     probe, messages = browse(page, dark)
     assert messages == []

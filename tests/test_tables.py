@@ -2,14 +2,16 @@ import csv
 import io
 import json
 import re
-from pathlib import Path
 
 import pytest
+from shipped import EXPERIMENTS, ROOT, SHIPPED
 
 from whtnet.errors import UserError
-from whtnet.records import put_record, read_records, write_json
+from whtnet.records import put_record, write_json
 from whtnet.tables import (
     Column,
+    Identities,
+    Results,
     Shown,
     Spread,
     Table,
@@ -25,15 +27,10 @@ from whtnet.tables import (
     to_latex,
     to_markdown,
     to_rich,
-    trained_rows,
-    training_tables,
     update_readme,
     write_tables,
 )
 from whtnet.tables.training import pareto_front, time_axis
-
-ROOT = Path(__file__).parents[1]
-EXPERIMENTS = ROOT / "experiments"
 
 ENVIRONMENT = {
     "commit": "0123456789",
@@ -49,13 +46,22 @@ def write_spec(folder, text):
     return load_spec(folder, "mine")
 
 
+def identities(spec, row, recipe, seed):
+    """Of rows whose settings are their labels."""
+    return f"{row['label']} {recipe} {seed}"
+
+
+LABELS = {"a": "first", "b": "second", "c": "third"}
+
+
 def record(row, seed, top1, parameters=100, table="mine", recipe="short"):
     return {
+        "format": 2,
+        "identity": f"{LABELS[row]} {recipe} {seed}",
         "table": table,
         "row": row,
         "recipe": recipe,
         "seed": seed,
-        "identity": f"{row}{seed}",
         "epochs": 5,
         "test_top1": top1,
         "history": [
@@ -66,6 +72,19 @@ def record(row, seed, top1, parameters=100, table="mine", recipe="short"):
         "settings": {"trainer": {"schedule": "onecycle"}},
         "environment": ENVIRONMENT,
     }
+
+
+def results_of(folder, records=(), counts=None, reference=None):
+    """A folder of results with these records, and counts of the table's rows."""
+    for one in records:
+        put_record(folder / "runs", one)
+    if counts is not None:
+        write_json(folder / "mine.json", {"rows": counts})
+    return Results(folder, folder, identities, reference)
+
+
+def tables_of(folder, text, records=(), counts=None):
+    return stored_tables(write_spec(folder, text), results_of(folder, records, counts))
 
 
 SPEC = """
@@ -81,7 +100,7 @@ rows:
 
 def test_training_table_aggregates_records(tmp_path):
     records = [record("a", 0, 90.0), record("a", 1, 92.0), record("b", 0, 88.0, 50), record("a", 0, 1.0, table="other")]
-    (table,) = training_tables(write_spec(tmp_path, SPEC), records, {})
+    (table,) = tables_of(tmp_path, SPEC, records)
     rows = [dict(zip(table.headings, row, strict=True)) for row in table.texts]
     assert rows[0]["test top-1 (%)"] == "91.00 ± 1.41 (n=2)"
     assert rows[1]["test top-1 (%)"] == "88.00 (n=1)"
@@ -112,12 +131,12 @@ counted:
 
 
 def test_rows_that_were_not_trained_show_what_they_cost(tmp_path):
-    spec = write_spec(tmp_path, SPEC.replace("id: c,", "id: c, baseline: b,") + COUNTED)
     counts = {
         row: [{"parameters": n, "macs": 1_000_000}, {"parameters": 2 * n, "macs": 4_000_000}]
         for row, n in (("a", 100), ("b", 50), ("c", 40))
     }
-    table, costs = training_tables(spec, [record("a", 0, 90.0)], counts)
+    text = SPEC.replace("id: c,", "id: c, baseline: b,") + COUNTED
+    table, costs = tables_of(tmp_path, text, [record("a", 0, 90.0)], counts)
     assert [row[1:5] for row in table.texts] == [
         ["100", "+0.0%", "1.0", "90.00 (n=1)"],
         ["50", "-50.0%", "1.0", "not run"],
@@ -129,7 +148,7 @@ def test_rows_that_were_not_trained_show_what_they_cost(tmp_path):
 
 def test_a_row_trained_by_two_recipes_is_two_rows(tmp_path):
     full = {**record("a", 0, 95.0, recipe="authors"), "epochs": 200}
-    (table,) = training_tables(write_spec(tmp_path, SPEC), [record("a", 0, 90.0), full, record("b", 0, 80.0)], {})
+    (table,) = tables_of(tmp_path, SPEC, [record("a", 0, 90.0), full, record("b", 0, 80.0)])
     assert [row["row"] for row in table.rows] == [
         "first; recipe authors",
         "first",
@@ -144,10 +163,50 @@ def test_a_row_trained_by_two_recipes_is_two_rows(tmp_path):
 def test_counts_alone_make_a_table_without_figures(tmp_path):
     spec = write_spec(tmp_path, SPEC + COUNTED)
     costs = [{"parameters": 10, "macs": 1_000_000}] * 2
-    write_json(tmp_path / "mine.json", {"rows": dict.fromkeys("abc", costs)})
-    assert len(stored_tables(spec, tmp_path)) == 2
-    draw_figures(spec, tmp_path)
+    results = results_of(tmp_path, counts=dict.fromkeys("abc", costs))
+    assert len(stored_tables(spec, results)) == 2
+    assert draw_figures(spec, results, tmp_path / "figures") == []
     assert not (tmp_path / "figures").exists()
+
+
+def test_records_count_for_the_row_that_asks_for_their_settings(tmp_path):
+    made = [record("a", 0, 90.0), record("a", 1, 92.0), record("b", 0, 80.0), record("b", 3, 81.0)]
+    changed = SPEC.replace("label: second", "label: other").replace("id: a,", "id: renamed,")
+    (table,) = tables_of(tmp_path, changed, made)
+    assert [(row["row"], row["test_top1"]) for row in table.rows] == [
+        ("first", spread([90.0, 92.0], [0, 1])),
+        ("other", "not run"),
+        ("third", "not run"),
+    ]
+    assert table.notes[-1].startswith("2 records were made with other settings than the rows have today")
+    assert table.notes[-1].endswith("b by `short`, seed 0, 3.")
+
+
+def test_identities_are_composed_from_the_row_and_the_recipe(tmp_path):
+    spec = write_spec(tmp_path, SPEC.replace("title: Mine", "title: Mine\noverrides: [device=cpu]"))
+    asked = []
+
+    def compose(overrides):
+        asked.append(overrides)
+        if "trainer=gone" in overrides:
+            raise UserError("no such recipe")
+        settings = {"backbone": {"name": "resnet20"}, "policy": {"name": "none", "rules": []}}
+        return {**settings, "dataset": {"name": "digits"}, "trainer": {"epochs": 3}}
+
+    identify = Identities(compose)
+    first, second = (identify(spec, spec.rows[0], "short trainer.epochs=3", seed) for seed in (0, 1))
+    assert asked == [["device=cpu", "trainer=short", "trainer.epochs=3"]]  # composed once
+    assert first != second
+    assert identify(spec, spec.rows[0], "gone", 0) is None
+
+
+def test_rows_without_runs_of_your_own_show_the_reference(tmp_path):
+    (tmp_path / "own").mkdir()
+    reference = results_of(tmp_path, [record("a", 0, 90.0), record("a", 1, 92.0), record("b", 0, 80.0)])
+    write_spec(tmp_path / "own", SPEC)
+    results = results_of(tmp_path / "own", [record("a", 0, 70.0)], reference=reference)
+    (table,) = stored_tables(results.spec("mine"), results)
+    assert [row["test_top1"] for row in table.rows] == [spread([70.0], [0]), spread([80.0], [0]), "not run"]
 
 
 @pytest.mark.parametrize("name", table_names(EXPERIMENTS))
@@ -158,9 +217,8 @@ def test_recorded_costs_are_those_counted(name):
     counts = json.loads(path.read_text())["rows"]
     assert list(counts) == [row["id"] for row in spec.rows]
     assert {len(costs) for costs in counts.values()} == {len(spec.counted)}
-    for run in read_records(ROOT / "results" / "runs"):
-        if run["table"] == name:
-            assert run["cost"] == counts[run["row"]][0]
+    for (row, _), runs in SHIPPED.runs(spec).rows.items():
+        assert all(run["cost"] == counts[row][0] for run in runs)
 
 
 def test_sample_standard_deviation():
@@ -249,34 +307,31 @@ def test_curves_over_seeds(tmp_path):
         [{"epoch": 1, "test_top1": 14.0}],
     ]
     records = [{**record("a", seed, 90.0), "history": history} for seed, history in enumerate(histories)]
-    (row, *_) = trained_rows(write_spec(tmp_path, SPEC), records, {})
+    row = results_of(tmp_path, records).rows(write_spec(tmp_path, SPEC))[0]
     assert row.curve("test_top1") == {1: (12.0, pytest.approx(8**0.5), 2, ()), 3: (30.0, 0.0, 1, ())}
 
 
 def test_curves_of_unlike_lengths_share_an_axis(tmp_path):
     spec = write_spec(tmp_path, SPEC)
-    short, other = record("a", 0, 90.0), record("b", 0, 80.0)
-    assert time_axis(trained_rows(spec, [short, other], {})[:2]) == ("epoch", [1, 1])
-    long = {**record("a", 0, 95.0, recipe="authors"), "epochs": 200}
-    assert time_axis(trained_rows(spec, [short, long, other], {})[:3]) == ("epochs done (%)", [0.5, 20, 20])
+    results = results_of(tmp_path, [record("a", 0, 90.0), record("b", 0, 80.0)])
+    assert time_axis(results.rows(spec)[:2]) == ("epoch", [1, 1])
+    results = results_of(tmp_path, [{**record("a", 0, 95.0, recipe="authors"), "epochs": 200}])
+    assert time_axis(results.rows(spec)[:3]) == ("epochs done (%)", [0.5, 20, 20])
 
 
 def test_figures_of_a_training_table(tmp_path):
-    put_record(tmp_path / "runs", record("a", 0, 90.0))
-    draw_figures(write_spec(tmp_path, SPEC), tmp_path)
-    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == [
-        f"mine_{figure}.{suffix}" for figure in ("curves", "pareto") for suffix in ("png", "svg")
-    ]
+    spec, results = write_spec(tmp_path, SPEC), results_of(tmp_path, [record("a", 0, 90.0)])
+    for suffix in (".svg", ".png"):
+        paths = draw_figures(spec, results, tmp_path / "figures", suffix)
+        assert [path.name for path in paths] == [f"mine_pareto{suffix}", f"mine_curves{suffix}"]
+        assert all(path.stat().st_size > 5000 for path in paths)
 
 
 @pytest.mark.parametrize("kind", ["training", "speed", "parameters", "coverage"])
 def test_tables_that_were_not_made_name_their_command(tmp_path, kind):
     spec = write_spec(tmp_path, f"title: Mine\nkind: {kind}\nrows: []")
     with pytest.raises(TableError, match=r"make reproduce-table TABLE=mine"):
-        stored_tables(spec, tmp_path)
-    write_json(tmp_path / "backbones.json", {})
-    with pytest.raises(TableError, match=r"make reproduce-table TABLE=mine"):
-        stored_tables(spec, tmp_path)
+        stored_tables(spec, results_of(tmp_path))
 
 
 def test_readme_marks(tmp_path):
@@ -331,7 +386,7 @@ def test_shipped_specifications(name):
 @pytest.mark.parametrize("name", table_names(EXPERIMENTS))
 def test_results_hold_what_the_measurements_say(name, tmp_path):
     spec = load_spec(EXPERIMENTS, name)
-    write_tables(tmp_path, name, stored_tables(spec, ROOT / "results"), command_for(spec))
+    write_tables(tmp_path, name, stored_tables(spec, SHIPPED), command_for(spec))
     made = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert {path.suffix for path in made} == {".md", ".tex", ".csv"}
     for path in made:

@@ -2,8 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
@@ -11,8 +10,7 @@ from plotly.offline import get_plotlyjs
 
 from whtnet.errors import UserError
 from whtnet.report.charts import Chart, curve_charts, layer_charts, pareto_charts, speed_charts, zero_chart
-from whtnet.tables import Table, TableError, TableSpec, command_for, stored_tables
-from whtnet.tables.stored import measurements_file, stored_measurements, stored_rows
+from whtnet.tables import Results, Table, TableError, TableSpec, command_for, stored_tables
 from whtnet.tables.training import TrainedRow
 
 
@@ -51,12 +49,12 @@ class Section:
     blocks: Sequence[Block]
 
 
-def build_report(specs: Iterable[TableSpec], results: Path) -> str:
+def build_report(specs: Iterable[TableSpec], results: Results) -> str:
     """Build the page from what was measured.
 
     Args:
         specs: the tables to show; those that were not made yet are listed with the command that makes them.
-        results: with the records in ``runs`` and the files of the other tables.
+        results: what was measured.
 
     Returns:
         HTML with all styles, scripts and data in it.
@@ -75,7 +73,9 @@ def build_report(specs: Iterable[TableSpec], results: Path) -> str:
         except TableError:
             missing.append(spec)
     if not made:
-        raise ReportError(f"{results} holds no table to report on; make the quick ones with `make reproduce-table`")
+        raise ReportError(
+            f"{results.folder} holds no table to report on; make the quick ones with `make reproduce-table`"
+        )
     sections = [
         section
         for section in (
@@ -96,7 +96,7 @@ def build_report(specs: Iterable[TableSpec], results: Path) -> str:
     )
 
 
-def _accuracy(specs: Iterable[TableSpec], results: Path) -> Section:
+def _accuracy(specs: Iterable[TableSpec], results: Results) -> Section:
     blocks = [
         Block(f"accuracy-{spec.name}", spec.title, spec.intro, pareto_charts(rows))
         for spec, rows in _trained(specs, results)
@@ -108,7 +108,7 @@ def _accuracy(specs: Iterable[TableSpec], results: Path) -> Section:
     return Section("accuracy", "Accuracy against cost", text, blocks)
 
 
-def _curves(specs: Iterable[TableSpec], results: Path) -> Section:
+def _curves(specs: Iterable[TableSpec], results: Results) -> Section:
     blocks = [
         Block(f"curves-{spec.name}", spec.title, charts=curve_charts(rows)) for spec, rows in _trained(specs, results)
     ]
@@ -116,18 +116,22 @@ def _curves(specs: Iterable[TableSpec], results: Path) -> Section:
     return Section("curves", "Training curves", text, blocks)
 
 
-def _speed(specs: Iterable[TableSpec], results: Path) -> Section:
+def _speed(specs: Iterable[TableSpec], results: Results) -> Section:
     blocks = [
-        Block(f"speed-{spec.name}", spec.title, spec.intro, speed_charts(spec, stored_measurements(spec, results)))
+        Block(f"speed-{spec.name}", spec.title, spec.intro, speed_charts(spec, results.measured(spec)))
         for spec in _of_kind(specs, "speed")
     ]
     return Section("speed", "Speed", "Medians; the numbers, and the machine, stand in the tables below.", blocks)
 
 
-def _layers(specs: Iterable[TableSpec], results: Path) -> Section:
+def _layers(specs: Iterable[TableSpec], results: Results) -> Section:
     blocks = []
-    for spec, rows in _trained(specs, results):
-        inspected = [row for row in rows if any(record.get("layers") for record in row.records)]
+    for spec, trained in _trained(specs, results):
+        rows = [
+            replace(row, records=[{**record, "layers": results.layers(record)} for record in row.records])
+            for row in trained
+        ]
+        inspected = [row for row in rows if any(record["layers"] for record in row.records)]
         if inspected:
             blocks.append(Block(f"zeros-{spec.name}", spec.title, charts=[zero_chart(rows)]))
         for number, row in enumerate(inspected):
@@ -146,16 +150,16 @@ def _tables(specs: Sequence[TableSpec], tables: Sequence[Sequence[Table]]) -> Se
             f"table-{spec.name}",
             spec.title,
             tables=shown,
-            source=f"Specification: `experiments/{spec.name}.yaml`; data: `results/{measurements_file(spec)}`; "
-            f"made by `{command_for(spec)}`.",
+            source=f"Specification: `experiments/{spec.name}.yaml`; made by `{command_for(spec)}`.",
         )
         for spec, shown in zip(specs, tables, strict=True)
     ]
     return Section("tables", "Tables", "A published value stands beside its source.", blocks)
 
 
-def _trained(specs: Iterable[TableSpec], results: Path) -> list[tuple[TableSpec, list[TrainedRow]]]:
-    return [(spec, rows) for spec in _of_kind(specs, "training") if (rows := stored_rows(spec, results))]
+def _trained(specs: Iterable[TableSpec], results: Results) -> list[tuple[TableSpec, list[TrainedRow]]]:
+    found = [(spec, [row for row in results.rows(spec) if row.records]) for spec in _of_kind(specs, "training")]
+    return [(spec, rows) for spec, rows in found if rows]
 
 
 def _of_kind(specs: Iterable[TableSpec], kind: str) -> list[TableSpec]:

@@ -1,5 +1,6 @@
 """Tables: what they hold (`spec`), what was measured (`counts`, `training`, `speed`), how they look (`render`)."""
 
+from whtnet.tables.compare import comparisons
 from whtnet.tables.counts import (
     count_coverage,
     count_families,
@@ -7,36 +8,43 @@ from whtnet.tables.counts import (
     coverage_tables,
     parameter_tables,
 )
-from whtnet.tables.figures import draw_figures
-from whtnet.tables.files import rendered, update_readme, write_tables
+from whtnet.tables.figures import draw_figures, figure_names
+from whtnet.tables.files import rendered, update_readme, with_table, write_tables
 from whtnet.tables.measure import measure_speed
 from whtnet.tables.render import to_csv, to_latex, to_markdown, to_rich
+from whtnet.tables.results import Results
+from whtnet.tables.runs import Compose, Identities, run_overrides
 from whtnet.tables.spec import TableError, TableSpec, load_spec, table_names
 from whtnet.tables.speed import speed_tables
-from whtnet.tables.stored import command_for, counts_file, stored_tables
+from whtnet.tables.stored import command_for, stored_tables
 from whtnet.tables.table import Column, Shown, Spread, Table, spread
 from whtnet.tables.training import count_training_rows, place, trained_rows, training_tables
 
 __all__ = [
     "Column",
+    "Compose",
+    "Identities",
+    "Results",
     "Shown",
     "Spread",
     "Table",
     "TableError",
     "TableSpec",
     "command_for",
+    "comparisons",
     "count_coverage",
     "count_families",
     "count_rows",
     "count_training_rows",
-    "counts_file",
     "coverage_tables",
     "draw_figures",
+    "figure_names",
     "load_spec",
     "measure_speed",
     "parameter_tables",
     "place",
     "rendered",
+    "run_overrides",
     "speed_tables",
     "spread",
     "stored_tables",
@@ -48,5 +56,6 @@ __all__ = [
     "trained_rows",
     "training_tables",
     "update_readme",
+    "with_table",
     "write_tables",
 ]

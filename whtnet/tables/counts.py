@@ -2,7 +2,7 @@
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from whtnet.backbones import build_backbone
@@ -170,3 +170,26 @@ def _family_table(entries: list[dict[str, Any]]) -> Table:
 def relative_change(cost: Mapping[str, int], base: Mapping[str, int]) -> float:
     """By what fraction the parameters are more than the base's."""
     return cost["parameters"] / base["parameters"] - 1
+
+
+def named_counts(spec: TableSpec, measured: Mapping[str, Any]) -> dict[str, int]:
+    """Every number that was counted for a table, by what was counted; ``measured`` is what its file holds."""
+    match spec.kind:
+        case "training":
+            costs = {
+                f"{row}, {size['label']}": cost
+                for row, sizes in measured.get("rows", {}).items()
+                for size, cost in zip(spec.counted, sizes, strict=False)
+            }
+        case "parameters":
+            costs = {row["id"]: {"as published": row["ours"]} for row in measured.get("rows", ())}
+            costs |= _pair_costs(measured.get("families", ()))
+        case "coverage":
+            costs = _pair_costs(measured.get("pairs", ()))
+        case _:
+            costs = {}
+    return {f"{what}: {name}": count for what, cost in costs.items() for name, count in cost.items()}
+
+
+def _pair_costs(pairs: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, int]]:
+    return {f"{pair['backbone']}, {pair['policy']}": pair["cost"] for pair in pairs if "cost" in pair}

@@ -1,4 +1,4 @@
-"""Figures for a paper and the README, as SVG and PNG."""
+"""Figures for a paper and the README."""
 
 import io
 import itertools
@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from whtnet.files import atomic_write
+from whtnet.tables.results import Results
 from whtnet.tables.spec import TableSpec
 from whtnet.tables.speed import growth, layer_ratios
-from whtnet.tables.stored import stored_measurements, stored_rows
 from whtnet.tables.training import TrainedRow, pareto_front, time_axis
 
 # Okabe and Ito's colours, which colour-blind readers tell apart, without the yellow that is too pale for lines.
@@ -18,26 +18,38 @@ COSTS = {"parameters": "parameters", "macs": "MACs"}
 METRICS = {"test_top1": "test top-1 (%)", "train_loss": "training loss"}
 
 
-def draw_figures(spec: TableSpec, results: Path) -> None:
-    """Draw the figures of a table from its measurements in ``results`` into ``results/figures``.
+def figure_names(spec: TableSpec, results: Results) -> list[str]:
+    """Names of the figures of a table: of a training table with runs, and of a speed table, two; others have none."""
+    if spec.kind == "training" and any(row.records for row in results.rows(spec)):
+        return [f"{spec.name}_pareto", f"{spec.name}_curves"]
+    if spec.kind == "speed" and results.measured(spec):
+        return [f"{spec.name}_ratios", f"{spec.name}_growth"]
+    return []
 
-    A training table with runs has NAME_pareto and NAME_curves, a speed table NAME_ratios and NAME_growth, others none.
 
-    Raises:
-        TableError: if nothing was measured for it; names the command that does.
+def draw_figures(spec: TableSpec, results: Results, folder: Path, suffix: str = ".svg") -> list[Path]:
+    """Draw the figures of a table; returns their files, in the order of :func:`figure_names`.
+
+    Args:
+        spec: the table.
+        results: what was measured for it.
+        folder: of the files.
+        suffix: ``.svg`` or ``.png``.
     """
-    figures = results / "figures"
-    if spec.kind == "training" and (rows := stored_rows(spec, results)):
-        draw_pareto(rows, figures / f"{spec.name}_pareto")
-        draw_curves(rows, figures / f"{spec.name}_curves")
-    elif spec.kind == "speed":
-        measured = stored_measurements(spec, results)
-        draw_ratios(spec, measured, figures / f"{spec.name}_ratios")
-        draw_growth(measured, figures / f"{spec.name}_growth")
+    paths = [folder / f"{name}{suffix}" for name in figure_names(spec, results)]
+    if paths and spec.kind == "training":
+        rows = [row for row in results.rows(spec) if row.records]
+        draw_pareto(rows, paths[0])
+        draw_curves(rows, paths[1])
+    elif paths:
+        measured = results.measured(spec)
+        draw_ratios(spec, measured, paths[0])
+        draw_growth(measured, paths[1])
+    return paths
 
 
 def draw_pareto(rows: Sequence[TrainedRow], path: Path) -> None:
-    """Points: accuracy with its deviation over seeds against parameters and MACs. ``path``: no suffix."""
+    """Points: accuracy with its deviation over seeds against parameters and MACs."""
     figure, axes = _subplots(ncols=2, sharey=True, figsize=(8, 3.6 + 0.2 * len(rows)))
     for ax, (cost, name) in zip(axes, COSTS.items(), strict=True):
         points = [(row.cost[cost], row.top1.mean) for row in rows]
@@ -61,7 +73,7 @@ def draw_pareto(rows: Sequence[TrainedRow], path: Path) -> None:
 
 
 def draw_curves(rows: Sequence[TrainedRow], path: Path) -> None:
-    """Lines: accuracy and loss in training, mean and a band of ± one deviation over seeds. ``path``: no suffix."""
+    """Lines: accuracy and loss in training, mean and a band of ± one deviation over seeds."""
     figure, axes = _subplots(ncols=2, figsize=(8, 3.6 + 0.2 * len(rows)))
     title, units = time_axis(rows)
     for ax, (metric, name) in zip(axes, METRICS.items(), strict=True):
@@ -79,7 +91,7 @@ def draw_curves(rows: Sequence[TrainedRow], path: Path) -> None:
 
 
 def draw_ratios(spec: TableSpec, measured: Mapping[str, Any], path: Path) -> None:
-    """Bars: how many times as fast as the convolution each layer is, forward and with backward. ``path``: no suffix."""
+    """Bars: how many times as fast as the convolution each layer is, forward and with backward."""
     ratios = layer_ratios(spec, measured)
     figure, axes = _subplots(figsize=(8, 0.45 * len(ratios) + 1.2))
     for mode, (offset, label) in enumerate(((-0.2, "forward"), (0.2, "forward + backward"))):
@@ -97,7 +109,7 @@ def draw_ratios(spec: TableSpec, measured: Mapping[str, Any], path: Path) -> Non
 
 
 def draw_growth(measured: Mapping[str, Any], path: Path) -> None:
-    """Lines: time for a vector of n channels against n, with the copy as the floor. ``path``: no suffix."""
+    """Lines: time for a vector of n channels against n, with the copy as the floor."""
     figure, axes = _subplots(figsize=(6.4, 4.4))
     for (label, points), color in zip(growth(measured).items(), ("#d55e00", "#0072b2", "#666666"), strict=True):
         axes.plot(*zip(*points, strict=True), "o-", color=color, label=label, markersize=4)
@@ -138,7 +150,7 @@ def _subplots(*, ncols: int = 1, sharey: bool = False, **options: Any) -> tuple[
 
 
 def _save(figure: Any, path: Path) -> None:
-    for suffix, options in ((".svg", {"metadata": {"Date": None}}), (".png", {"dpi": 160})):
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=suffix[1:], facecolor="white", **options)
-        atomic_write(path.with_suffix(suffix), buffer.getvalue())
+    options = {".svg": {"metadata": {"Date": None}}, ".png": {"dpi": 160}}[path.suffix]
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=path.suffix[1:], facecolor="white", **options)
+    atomic_write(path, buffer.getvalue())

@@ -46,15 +46,10 @@ def speed_tables(spec: TableSpec, measured: Mapping[str, Any], place: str) -> li
 def _layer_rows(spec: TableSpec, measured: Mapping[str, Any], memory: str) -> list[dict[str, Cell]]:
     timed = measured["layers"][memory]
     return [
-        _layer_row(row, measured, memory, contender(first_of_test(spec, row)))
+        _layer_row(row, measured, memory, _convolution(spec, row))
         for row in spec.rows
         if contender(row) in timed[row["test"]]["forward"]
     ]
-
-
-def first_of_test(spec: TableSpec, row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The row of the convolution that a row's layer is compared with."""
-    return next(other for other in spec.rows if other["test"] == row["test"])
 
 
 def _layer_row(row: Mapping[str, Any], measured: Mapping[str, Any], memory: str, base: str) -> dict[str, Cell]:
@@ -78,19 +73,39 @@ def _layer_row(row: Mapping[str, Any], measured: Mapping[str, Any], memory: str,
     return cells
 
 
+def _convolution(spec: TableSpec, row: Mapping[str, Any]) -> str:
+    """What a row's layer is compared with: the first of its test."""
+    return contender(next(other for other in spec.rows if other["test"] == row["test"]))
+
+
+def speed_ratio(spec: TableSpec, measured: Mapping[str, Any], row_id: str, mode: str = "forward") -> float:
+    """How many times as fast as its test's convolution the layer of a row is, by medians."""
+    row = next(row for row in spec.rows if row["id"] == row_id)
+    timed = measured["layers"]["default"][row["test"]][mode]
+    return timed[_convolution(spec, row)]["median"] / timed[contender(row)]["median"]
+
+
+def memory_change(spec: TableSpec, measured: Mapping[str, Any], row_id: str) -> float:
+    """By what fraction the peak memory of a row's layer is above its test's convolution's."""
+    row = next(row for row in spec.rows if row["id"] == row_id)
+    sizes = measured["layer_memory"][row["test"]]
+    return sizes[contender(row)] / sizes[_convolution(spec, row)] - 1
+
+
 def layer_ratios(spec: TableSpec, measured: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
     """By the label of each layer but the convolutions: how many times as fast as its test's convolution it is.
 
     Returns:
         Two ratios of medians, of the forward pass and of forward and backward.
     """
-    ratios = {}
-    for row in (row for row in spec.rows if "conv" not in row["id"]):
-        modes = measured["layers"]["default"][row["test"]]
-        base = contender(first_of_test(spec, row))
-        forward, both = (modes[m][base]["median"] / modes[m][contender(row)]["median"] for m in ("forward", "training"))
-        ratios[f"{row['label']} ({row['test'].upper()})"] = (forward, both)
-    return ratios
+    return {
+        f"{row['label']} ({row['test'].upper()})": (
+            speed_ratio(spec, measured, row["id"]),
+            speed_ratio(spec, measured, row["id"], "training"),
+        )
+        for row in spec.rows
+        if "conv" not in row["id"]
+    }
 
 
 def growth(measured: Mapping[str, Any]) -> dict[str, list[tuple[int, float]]]:

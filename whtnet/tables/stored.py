@@ -1,18 +1,12 @@
-"""Tables again from the measurements in ``results/``, without measuring anything."""
+"""Tables again from a folder of results, without measuring anything."""
 
-import json
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
-from whtnet.records import read_layers, read_records
 from whtnet.tables.counts import coverage_tables, parameter_tables
+from whtnet.tables.results import Results
 from whtnet.tables.spec import TableError, TableSpec
 from whtnet.tables.speed import speed_tables
 from whtnet.tables.table import Table
-from whtnet.tables.training import Counts, TrainedRow, place, trained_rows, training_tables
-
-RECORDS = "runs"
+from whtnet.tables.training import place, training_tables
+from whtnet.tables.verdicts import verdict_tables
 
 
 def command_for(spec: TableSpec) -> str:
@@ -20,62 +14,30 @@ def command_for(spec: TableSpec) -> str:
     return f"make reproduce-table TABLE={spec.name}"
 
 
-def measurements_file(spec: TableSpec) -> str:
-    """Name of the file in ``results/`` that holds what a table shows."""
-    return RECORDS if spec.kind == "training" else f"{spec.name}.json"
-
-
-def stored_tables(spec: TableSpec, results: Path) -> list[Table]:
+def stored_tables(spec: TableSpec, results: Results) -> list[Table]:
     """The tables of ``spec``.
 
     Raises:
         TableError: if nothing was measured for it; names the command that does.
-        RecordError: for a damaged file of records.
+        RecordError: for a damaged record.
     """
-    if spec.kind == "training":
-        return training_tables(spec, *_runs_and_counts(spec, results))
-    stored = stored_measurements(spec, results)
+    if spec.kind == "verdicts":
+        return verdict_tables(spec, results)
+    measured = results.measured(spec)
+    runs = results.runs(spec) if spec.kind == "training" else None
+    if measured is None and not (runs and (runs.records or runs.others)):
+        raise missing(spec, results)
     match spec.kind:
+        case "training":
+            return training_tables(spec, runs, results.counts(spec))
         case "parameters":
-            return parameter_tables(spec, stored["rows"], stored["families"])
+            return parameter_tables(spec, measured["rows"], measured["families"])
         case "coverage":
-            return coverage_tables(spec, stored["pairs"])
+            return coverage_tables(spec, measured["pairs"])
         case _:
-            return speed_tables(spec, stored, place(stored["environment"]))
+            return speed_tables(spec, measured, place(measured["environment"]))
 
 
-def stored_rows(spec: TableSpec, results: Path) -> list[TrainedRow]:
-    """The rows of a training table, those without a record left out; raises as :func:`stored_tables`."""
-    return [row for row in trained_rows(spec, *_runs_and_counts(spec, results)) if row.records]
-
-
-def counts_file(spec: TableSpec) -> str:
-    """Name of the file in ``results/`` that holds what the rows of a training table cost."""
-    return f"{spec.name}.json"
-
-
-def stored_measurements(spec: TableSpec, results: Path) -> Mapping[str, Any]:
-    """What was counted or timed for a table of another kind; raises as :func:`stored_tables`."""
-    path = results / measurements_file(spec)
-    if not path.is_file():
-        raise _missing(spec, results)
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _runs_and_counts(spec: TableSpec, results: Path) -> tuple[list[dict[str, Any]], Counts]:
-    folder = results / RECORDS
-    records = [
-        record | {"layers": read_layers(folder, record)}
-        for record in read_records(folder)
-        if record["table"] == spec.name
-    ]
-    path = results / counts_file(spec)
-    counts = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else {}
-    if not records and not counts:
-        raise _missing(spec, results)
-    return records, counts
-
-
-def _missing(spec: TableSpec, results: Path) -> TableError:
-    path = results / measurements_file(spec)
-    return TableError(f"{path} holds nothing of table {spec.name!r}; make it with `{command_for(spec)}`")
+def missing(spec: TableSpec, results: Results) -> TableError:
+    """Nothing was measured for a table."""
+    return TableError(f"{results.folder} holds nothing of table {spec.name!r}; make it with `{command_for(spec)}`")

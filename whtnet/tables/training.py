@@ -3,12 +3,13 @@
 import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from whtnet.backbones import build_backbone
 from whtnet.policy import Policy, apply_policy_
 from whtnet.tables.counts import relative_change
+from whtnet.tables.runs import Compose, Runs
 from whtnet.tables.spec import TableSpec
 from whtnet.tables.table import NOT_AT_HAND, Cell, Column, Spread, Table, spread
 
@@ -23,23 +24,33 @@ class TrainedRow:
     """A row of a training table, trained by one recipe.
 
     Attributes:
+        id: of the row.
         label: as shown.
+        recipe: that its records were trained by; None where there are none.
         published: ``top1`` in percent, ``parameters``, ``source``; empty where nothing is at hand.
         cost: what :class:`whtnet.cost.Cost` counts; empty where the row was neither trained nor counted.
-        baseline: the cost of the row that it is compared with.
         records: of its runs, one a seed; may be empty.
+        baseline: the row that it is compared with, by the same recipe; None for itself, or where there is none.
     """
 
+    id: str
     label: str
+    recipe: str | None
     published: Mapping[str, Any]
     cost: Mapping[str, int]
-    baseline: Mapping[str, int]
     records: Sequence[Mapping[str, Any]]
+    baseline: "TrainedRow | None" = None
 
     @property
     def top1(self) -> Spread:
         """Test accuracy in percent at the last epoch over the seeds."""
         return spread([record["test_top1"] for record in self.records], [record["seed"] for record in self.records])
+
+    @property
+    def top1_change(self) -> float | None:
+        """Difference of the mean test accuracies to the baseline's, in points; None where one of them was not run."""
+        compared = self.baseline and self.baseline.records and self.records
+        return self.top1.mean - self.baseline.top1.mean if compared else None
 
     def curve(self, metric: str) -> dict[int, Spread]:
         """By epoch, a metric of the histories over the seeds; epochs at which no seed measured it are missing."""
@@ -51,7 +62,7 @@ class TrainedRow:
 
 
 def count_training_rows(
-    spec: TableSpec, compose: Callable[[Sequence[str]], Mapping[str, Any]], on_step: Callable[[str], None]
+    spec: TableSpec, compose: Compose, on_step: Callable[[str], None]
 ) -> dict[str, list[dict[str, int]]]:
     """Count what the rows of a training table cost, without training them.
 
@@ -75,25 +86,37 @@ def count_training_rows(
     return counts
 
 
-def trained_rows(spec: TableSpec, records: Sequence[Mapping[str, Any]], counts: Counts) -> list[TrainedRow]:
+def trained_rows(spec: TableSpec, runs: Runs, counts: Counts) -> list[TrainedRow]:
     """The rows of ``spec`` with their records, one for each recipe that a row was trained by, the longest first.
 
     A label names the recipe where it is another than that of most rows.
     """
-    records = [record for record in records if record["table"] == spec.name]
-    epochs = {record["recipe"]: record["epochs"] for record in records}
-    uses = Counter(recipe for _, recipe in {(record["row"], record["recipe"]) for record in records})
+    epochs = {recipe: records[0]["epochs"] for (_, recipe), records in runs.rows.items()}
+    uses = Counter(recipe for _, recipe in runs.rows)
     usual = max(sorted(uses), key=lambda recipe: (uses[recipe], -epochs[recipe]), default=None)
-    costs = {record["row"]: record["cost"] for record in records} | {row: counted[0] for row, counted in counts.items()}
-    rows = []
+    made: dict[tuple[str, str | None], TrainedRow] = {}
     for row in spec.rows:
-        mine = [record for record in records if record["row"] == row["id"]]
-        for recipe in sorted({record["recipe"] for record in mine}, key=lambda r: (-epochs[r], r)) or [None]:
-            runs = [record for record in mine if record["recipe"] == recipe]
-            label = row["label"] if recipe in (None, usual) else f"{row['label']}; recipe {recipe}"
-            cost, baseline = costs.get(row["id"], {}), costs.get(row.get("baseline", spec.rows[0]["id"]), {})
-            rows.append(TrainedRow(label, row.get("published") or {}, cost, baseline, runs))
-    return rows
+        recipes = [recipe for name, recipe in runs.rows if name == row["id"]]
+        for recipe in sorted(recipes, key=lambda r: (-epochs[r], r)) or [None]:
+            records = runs.rows.get((row["id"], recipe), ())
+            made[row["id"], recipe] = TrainedRow(
+                id=row["id"],
+                label=row["label"] if recipe in (None, usual) else f"{row['label']}; recipe {recipe}",
+                recipe=recipe,
+                published=row.get("published") or {},
+                cost=counts[row["id"]][0] if row["id"] in counts else records[0]["cost"] if records else {},
+                records=records,
+            )
+    baselines = {row["id"]: row.get("baseline", spec.rows[0]["id"]) for row in spec.rows}
+    return [_compared(row, baselines[row.id], made) for row in made.values()]
+
+
+def _compared(row: TrainedRow, baseline: str, rows: Mapping[tuple[str, str | None], TrainedRow]) -> TrainedRow:
+    if row.id == baseline:
+        return row
+    same_recipe = rows.get((baseline, row.recipe))
+    other = next((other for (name, _), other in rows.items() if name == baseline), None)  # costs the same
+    return replace(row, baseline=same_recipe or (other and replace(other, records=[])))
 
 
 def time_axis(rows: Sequence[TrainedRow]) -> tuple[str, list[float]]:
@@ -120,6 +143,7 @@ _COLUMNS = (
     Column("change", form="+.1%"),
     Column("macs", "MACs (M)", ",.1f", 1e-6),
     Column("test_top1", "test top-1 (%)", ".2f", spreads=True),
+    Column("top1_change", "against baseline", "+.2f"),
     Column("published_top1", "published top-1 (%)", ".2f"),
     Column("published_parameters", "published parameters", ","),
     Column("source"),
@@ -128,22 +152,23 @@ _COLUMNS = (
 )
 
 
-def training_tables(spec: TableSpec, records: Sequence[Mapping[str, Any]], counts: Counts) -> list[Table]:
+def training_tables(spec: TableSpec, runs: Runs, counts: Counts) -> list[Table]:
     """Build the tables of ``spec`` from the records of its runs: the rows, trained or not; what they cost elsewhere."""
-    trained = trained_rows(spec, records, counts)
-    used = [record for row in trained for record in row.records]
-    tables = [Table(spec.title, _COLUMNS, [_cells(row) for row in trained], spec.intro, _provenance(used))]
+    rows = trained_rows(spec, runs, counts)
+    notes = [*_provenance(runs.records), *_left_out(runs.others)]
+    tables = [Table(spec.title, _COLUMNS, [_cells(row) for row in rows], spec.intro, notes)]
     return [*tables, _cost_table(spec, counts)] if len(spec.counted) > 1 and counts else tables
 
 
 def _cells(row: TrainedRow) -> dict[str, Cell]:
-    compared = bool(row.cost and row.baseline)
+    base = row.baseline.cost if row.baseline else row.cost
     return {
         "row": row.label,
         "parameters": row.cost.get("parameters", "not run"),
-        "change": relative_change(row.cost, row.baseline) if compared else None,
+        "change": relative_change(row.cost, base) if row.cost and base else None,
         "macs": row.cost.get("macs"),
         "test_top1": row.top1 if row.records else "not run",
+        "top1_change": row.top1_change,
         "published_top1": row.published.get("top1", NOT_AT_HAND),
         "published_parameters": row.published.get("parameters", NOT_AT_HAND),
         "source": row.published.get("source"),
@@ -190,6 +215,16 @@ def _provenance(records: Sequence[Mapping[str, Any]]) -> list[str]:
         "Accuracy at the last epoch, mean ± standard deviation over n seeds; minutes at the median epoch's speed.",
         *(f"Measured on {p}." for p in places),
     ]
+
+
+def _left_out(others: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is said of the records that were made with other settings."""
+    seeds: dict[tuple[str, str], list[int]] = {}
+    for record in others:
+        seeds.setdefault((record["row"], record["recipe"]), []).append(record["seed"])
+    runs = "; ".join(f"{row} by `{recipe}`, seed {', '.join(map(str, n))}" for (row, recipe), n in seeds.items())
+    what = "1 record was" if len(others) == 1 else f"{len(others)} records were"
+    return [f"{what} made with other settings than the rows have today, and not shown: {runs}."] if others else []
 
 
 def place(environment: Mapping[str, Any]) -> str:

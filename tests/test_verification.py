@@ -1,0 +1,122 @@
+"""``make verify`` finds what does not hold."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from shipped import compose_config
+from test_tables import COUNTED, SPEC, record, results_of, write_spec
+
+from whtnet import verification
+from whtnet.experiment import Experiment
+from whtnet.records import put_record
+from whtnet.runs import run
+from whtnet.tables import (
+    command_for,
+    count_training_rows,
+    draw_figures,
+    rendered,
+    stored_tables,
+    update_readme,
+    write_tables,
+)
+from whtnet.tracking import NullSink
+from whtnet.verification import check_counts, check_files, check_readme, check_records, check_weights
+
+TINY = ["dataset=synthetic", "dataset.size=8", "dataset.train_size=32", "dataset.test_size=16", "device=cpu"]
+TINY += ["backbone=resnet20", "policy=none", "trainer=short", "trainer.epochs=1", "trainer.precision=fp32"]
+
+
+def failures(checks):
+    return {check.name: check.reason for check in checks if check.outcome == "failed"}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A record of a run, and the checkpoint's network."""
+    folder = tmp_path_factory.mktemp("runs")
+    experiment = Experiment.from_config(compose_config(TINY))
+    done = run(experiment, sink=NullSink(), root=folder)
+    layers = done.pop("layers")
+    (checkpoint,) = folder.rglob("checkpoint.pt")
+    state = torch.load(checkpoint, weights_only=True)["model"]
+    weights = {name: value.contiguous() for name, value in state.items()}
+    return {"table": "mine", "row": "a", "recipe": "short", **done}, layers, weights
+
+
+def test_records_that_replay(trained, tmp_path):
+    kept, layers, _ = trained
+    put_record(tmp_path / "runs", kept, layers)
+    assert [check.outcome for check in check_records(results_of(tmp_path))] == ["passed"]
+    settings = {**kept["settings"], "seed": 5}
+    path = put_record(tmp_path / "runs", {**kept, "row": "b", "settings": settings})
+    (name,) = failures(check_records(results_of(tmp_path)))
+    assert name == f"mine/{path.name}"
+
+
+def test_counts_on_built_models(tmp_path):
+    text = "title: P\nkind: parameters\nrows:\n"
+    for name, published in (("right", 273_066), ("wrong", 273_067)):
+        text += f"  - {{id: {name}, backbone: resnet20, policy: none, count: trainable, published: {published}}}\n"
+    published = write_spec(tmp_path, text)
+    steps = []
+    checks = list(
+        check_counts([published], results_of(tmp_path), compose_config, lambda _: {"name": "resnet20"}, steps.append)
+    )
+    assert [check.outcome for check in checks] == ["passed", "failed"]
+    assert checks[1].reason == "273,066 is not 273,067"
+    assert steps == ["right", "wrong"]
+
+
+def test_costs_of_training_tables(tmp_path):
+    text = SPEC.replace("overrides: []", "overrides: [policy=none]")
+    spec = write_spec(tmp_path, text + COUNTED.replace("64, 64", "16, 16") + "overrides: [backbone=resnet20]\n")
+    counts = count_training_rows(spec, compose_config, lambda step: None)
+    counts["b"][1]["macs"] += 1
+    results = results_of(tmp_path, counts=counts)
+    assert list(failures(check_counts([spec], results, compose_config, None, lambda step: None))) == ["mine: b"]
+
+
+def test_files_that_were_changed_by_hand(tmp_path):
+    spec = write_spec(tmp_path, SPEC)
+    results = results_of(tmp_path / "results", [record("a", 0, 90.0)])
+    tables = stored_tables(spec, results)
+    write_tables(results.folder, "mine", tables, command_for(spec))
+    draw_figures(spec, results, results.folder / "figures")
+    assert failures(check_files([spec], results)) == {}
+    assert set(rendered("mine", tables, "x")) == {"mine.md", "tables/mine-1.tex", "tables/mine-1.csv"}
+    csv = results.folder / "tables" / "mine-1.csv"
+    csv.write_text(csv.read_text().replace("90", "95"))
+    (results.folder / "figures" / "mine_curves.svg").unlink()
+    (results.folder / "tables" / "old-1.csv").touch()
+    found = failures(check_files([spec], results))
+    assert found["files of table mine"].startswith("tables/mine-1.csv, figures/mine_curves.svg: missing or changed")
+    assert found["no other files"] == "of no table: tables/old-1.csv"
+
+
+def test_a_readme_that_was_changed_by_hand(tmp_path):
+    spec, results = write_spec(tmp_path, SPEC), results_of(tmp_path, [record("a", 0, 90.0)])
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- table: mine -->\n<!-- end -->\n")
+    update_readme(readme, "mine", stored_tables(spec, results)[0])
+    assert [check.outcome for check in check_readme([spec], results, readme)] == ["passed"]
+    readme.write_text(readme.read_text().replace("90.00", "95.00"))
+    assert list(failures(check_readme([spec], results, readme))) == ["README.md: table mine"]
+
+
+def test_weights_give_what_their_record_says(trained, tmp_path, monkeypatch):
+    kept, _, weights = trained
+    put_record(tmp_path / "runs", kept)
+    (tmp_path / "weights").mkdir()
+    save_file(weights, tmp_path / "weights" / "good.safetensors", metadata={"identity": kept["identity"]})
+    assert [(c.name, c.outcome) for c in check_weights(results_of(tmp_path))] == [("good.safetensors", "passed")]
+    put_record(tmp_path / "runs", {**kept, "test_top1": kept["test_top1"] + 6.25})
+    assert "its record says" in failures(check_weights(results_of(tmp_path)))["good.safetensors"]
+    save_file(weights, tmp_path / "weights" / "lost.safetensors", metadata={"identity": "0"})
+    assert "no record" in failures(check_weights(results_of(tmp_path)))["lost.safetensors"]
+
+    def absent(**_):
+        raise verification.DatasetNotFoundError("not here")
+
+    monkeypatch.setattr(verification, "load_dataset", absent)
+    good, _ = check_weights(results_of(tmp_path))
+    assert (good.outcome, good.reason) == ("skipped", "not here")

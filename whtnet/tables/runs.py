@@ -1,0 +1,94 @@
+"""Which records are runs of a table's rows as they are today."""
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from whtnet.errors import UserError
+from whtnet.experiment import Experiment
+from whtnet.tables.spec import TableSpec
+
+Compose = Callable[[Sequence[str]], Mapping[str, Any]]
+"""The config that a list of overrides makes."""
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The records of a table.
+
+    Attributes:
+        rows: of its rows as they are today, by the id of the row and the recipe.
+        others: made with other settings than their row, or their recipe, has today.
+    """
+
+    rows: Mapping[tuple[str, str], Sequence[Record]]
+    others: Sequence[Record] = ()
+
+    @property
+    def records(self) -> list[Record]:
+        """All records of the rows."""
+        return [record for records in self.rows.values() for record in records]
+
+    def filled_from(self, reference: "Runs") -> "Runs":
+        """These, and the reference's of every row and recipe that these lack."""
+        return Runs({**reference.rows, **self.rows}, [*reference.others, *self.others])
+
+
+class Identities:
+    """The identities of the runs that a table's rows ask for, each row and recipe composed once."""
+
+    def __init__(self, compose: Compose) -> None:
+        self._compose = compose
+        self._experiments: dict[tuple[str, ...], Experiment | None] = {}
+
+    def __call__(self, spec: TableSpec, row: Mapping[str, Any], recipe: str, seed: int) -> str | None:
+        """Of the run of ``row`` by ``recipe`` from ``seed``; None where that can't be composed any more."""
+        key = (spec.name, row["id"], recipe)
+        if key not in self._experiments:
+            self._experiments[key] = self._experiment(spec, row, recipe)
+        experiment = self._experiments[key]
+        return experiment and experiment.with_seed(seed).identity
+
+    def _experiment(self, spec: TableSpec, row: Mapping[str, Any], recipe: str) -> Experiment | None:
+        try:
+            return Experiment.from_config(self._compose(run_overrides(spec, row, recipe)))
+        except UserError:  # a recipe that is gone, an override of what is gone
+            return None
+
+
+def run_overrides(spec: TableSpec, row: Mapping[str, Any], recipe: str) -> list[str]:
+    """What a run of ``row`` is composed from.
+
+    Args:
+        spec: the table.
+        row: of the table.
+        recipe: the name of a trainer config, and overrides behind it that come last, as in ``short trainer.epochs=60``.
+    """
+    trainer, *more = shlex.split(recipe)
+    return [*spec.overrides, f"trainer={trainer}", *row["overrides"], *more]
+
+
+def match_runs(spec: TableSpec, records: Sequence[Record], identities: Identities) -> Runs:
+    """Sort the records of a table by whether their identity is that of a row today.
+
+    A record counts for the row whose run it is, whatever the row was called when it was made.
+    """
+    records = [record for record in records if record["table"] == spec.name]
+    rows = {row["id"]: row for row in spec.rows}
+    found: dict[tuple[str, str], list[Record]] = {}
+    others = []
+    for record in records:
+        named = [rows[record["row"]]] if record["row"] in rows else []
+        asked = (row for row in [*named, *spec.rows] if _is_run_of(spec, row, record, identities))
+        if row := next(asked, None):
+            found.setdefault((row["id"], record["recipe"]), []).append(record)
+        else:
+            others.append(record)
+    return Runs(found, others)
+
+
+def _is_run_of(spec: TableSpec, row: Mapping[str, Any], record: Record, identities: Identities) -> bool:
+    return identities(spec, row, record["recipe"], record["seed"]) == record["identity"]
