@@ -89,7 +89,7 @@ def train(model, settings, data=None, **options):
         ({"precision": "fp8"}, "bf16"),
         ({"schedule": "linear"}, "onecycle"),
         ({"milestones": [82]}, "fractions"),
-        ({"gamma": 0}, "positive"),
+        ({"gamma": 0}, "gamma must be greater than 0"),
         ({"gamma": [0.1, 0.1]}, "2 factors for 3 milestones"),
         ({"clip_grad": -1.0}, "clip_grad"),
         ({"opt": "adamv"}, "did you mean.*adamw"),

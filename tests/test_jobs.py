@@ -72,13 +72,13 @@ def test_as_alone_so_at_once(tmp_path, listener):
 
 @pytest.mark.slow
 def test_a_run_that_fails_leaves_the_others_alone(tmp_path, listener):
-    todo = [job(tmp_path, 0, lr=1e30), job(tmp_path, 1), job(tmp_path, 2, schedule="none")]
+    todo = [job(tmp_path, 0, lr=1e30), job(tmp_path, 1), job(tmp_path, 2, mixup=1.0, batch_size=15)]
     with pytest.raises(JobError) as error:
         listener.run(todo, 2)
     assert list(listener.records) == ["seed 1"]
     assert sorted(line[:7] for line in str(error.value).splitlines()) == ["seed 0:", "seed 2:"]
     assert "the loss became" in str(error.value)
-    assert "unknown trainer.schedule" in str(error.value)
+    assert "trainer.cutmix mix pairs" in str(error.value)
 
 
 @pytest.mark.slow

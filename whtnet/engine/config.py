@@ -1,16 +1,15 @@
 """Settings of a training run, checked when they are made."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from whtnet.settings import ConfigError, check_fields, read_settings
 
-PRECISIONS = ("auto", "fp32", "bf16")
-SCHEDULES = ("constant", "multistep", "onecycle", "cosine")
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 
 @dataclass(frozen=True)
@@ -57,34 +56,34 @@ class TrainConfig:
         dry_run: train one batch, evaluate one batch, and stop.
     """
 
-    epochs: int = 200
-    batch_size: int = 128
+    epochs: PositiveInt = 200
+    batch_size: PositiveInt = 128
     opt: str = "sgd"
-    opt_options: Mapping[str, Any] | None = None
-    lr: float = 0.1
-    momentum: float = 0.9
+    opt_options: dict[str, Any] | None = None
+    lr: PositiveFloat = 0.1
+    momentum: NonNegativeFloat = 0.9
     nesterov: bool = False
-    weight_decay: float = 1e-4
+    weight_decay: NonNegativeFloat = 1e-4
     decay_spectral: bool = True
     decay_norm: bool = True
-    spectral_lr_scale: float = 1.0
-    clip_grad: float = 0.0
-    schedule: str = "multistep"
+    spectral_lr_scale: PositiveFloat = 1.0
+    clip_grad: NonNegativeFloat = 0.0
+    schedule: Literal["constant", "multistep", "onecycle", "cosine"] = "multistep"
     milestones: tuple[float, ...] = (0.41, 0.61, 0.815)
-    gamma: float | tuple[float, ...] = 0.1
-    warmup: float = 0.25
-    label_smoothing: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    ema_decay: float = 0.0
-    precision: str = "auto"
+    gamma: PositiveFloat | tuple[PositiveFloat, ...] = 0.1
+    warmup: BelowOne = 0.25
+    label_smoothing: BelowOne = 0.0
+    mixup: NonNegativeFloat = 0.0
+    cutmix: NonNegativeFloat = 0.0
+    ema_decay: BelowOne = 0.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     channels_last: bool = True
     compile: bool = False
     cuda_graph: bool = False
-    eval_every: int = 1
-    patience: int = 0
-    eval_batch_size: int = 500
-    workers: int = 2
+    eval_every: PositiveInt = 1
+    patience: NonNegativeInt = 0
+    eval_batch_size: PositiveInt = 500
+    workers: NonNegativeInt = 2
     dry_run: bool = False
 
     def __post_init__(self) -> None:
@@ -92,43 +91,17 @@ class TrainConfig:
             if isinstance(value := getattr(self, name), list):
                 object.__setattr__(self, name, tuple(value))
         check_fields(self, "trainer")
-        for name in ("epochs", "batch_size", "eval_every", "eval_batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"trainer.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("momentum", "weight_decay", "clip_grad", "mixup", "cutmix", "patience", "workers"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"trainer.{name} must not be negative, got {getattr(self, name)}")
-        for name in ("lr", "spectral_lr_scale"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"trainer.{name} must be positive, got {getattr(self, name)}")
-        for name in ("warmup", "label_smoothing", "ema_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"trainer.{name} must be in [0, 1), got {getattr(self, name)}")
-        if self.precision not in PRECISIONS:
-            raise ConfigError(f"unknown trainer.precision {self.precision!r}; choose one of {', '.join(PRECISIONS)}")
-        if self.schedule not in SCHEDULES:
-            raise ConfigError(f"unknown trainer.schedule {self.schedule!r}; choose one of {', '.join(SCHEDULES)}")
         if self.compile and self.cuda_graph:
             raise ConfigError("trainer.compile and trainer.cuda_graph exclude each other; leave one out")
-        self._check_multistep()
-        self._check_opt()
-
-    def _check_multistep(self) -> None:
         if any(not 0 <= m <= 1 for m in self.milestones):
             raise ConfigError(f"trainer.milestones are fractions of the epochs, got {self.milestones}")
-        if not all(type(gamma) in (int, float) and math.isfinite(gamma) and gamma > 0 for gamma in self.gammas):
-            raise ConfigError(f"trainer.gamma must be a positive number, or a list of them, got {self.gamma!r}")
         if len(self.gammas) != len(self.milestones):
             raise ConfigError(f"trainer.gamma has {len(self.gammas)} factors for {len(self.milestones)} milestones")
-
-    def _check_opt(self) -> None:
-        options = {} if self.opt_options is None else self.opt_options
-        if not isinstance(options, Mapping) or not all(isinstance(key, str) for key in options):
-            raise ConfigError(f"trainer.opt_options must be keywords and values, got {options!r}")
+        options = self.opt_options or {}
         if reserved := sorted({"lr", "weight_decay", "opt"} & set(options)):
             raise ConfigError(f"trainer.opt_options can't have {reserved[0]}, which is trainer.{reserved[0]}")
         if self.opt != "sgd" or options:
-            from whtnet.engine.optimisation import check_optimizer
+            from whtnet.engine.optimisation import check_optimizer  # it needs timm, which takes its time
 
             check_optimizer(self.opt, options)
 
