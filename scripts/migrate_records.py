@@ -26,6 +26,8 @@ LAYERS_THEN = {
     "FWHT2d": _FWHT2D,
     "PreGAPFWHT2d": _FWHT2D,
     "PreNormFWHT2d": _FWHT2D,
+    "Identity": {},
+    "DepthwiseConv2d": {},
     "HTPerceptron2d": {"paths": 1, "residual": None, **_COMMON, "threshold": "soft", "clamp": True},
 }
 """The options that layers had in format 1, with their defaults then."""
@@ -105,7 +107,8 @@ def _rule(rule: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, Any]:
     """The rule with all its layer's options, as they were then."""
     if rule["replace"] == "keep":
         return dict(rule)
-    then = LAYERS_THEN[rule["replace"]]
+    if (then := LAYERS_THEN.get(rule["replace"])) is None:
+        raise RecordError(f"format 1 had no layer {rule['replace']!r}; it had {', '.join(LAYERS_THEN)}")
     options = {**then, **{k: v for k, v in shared.items() if k in then}, **(rule.get("options") or {})}
     return {**rule, "options": options}
 

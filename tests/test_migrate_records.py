@@ -84,6 +84,18 @@ def test_a_layer_is_what_it_was_though_its_defaults_changed(script):
     assert replaced.after.parameters == 133_082
 
 
+@pytest.mark.parametrize("layer", ["Identity", "DepthwiseConv2d"])
+def test_controls_have_no_options(script, layer):
+    rules = [{"match": "conv3x3", "replace": layer, "where": {"part": "blocks", "nth": -1, "stride": 1}}]
+    record = script.migrate(old({"name": "control", "rules": rules}), Path())[0]
+    assert rules_of(record) == rules
+
+
+def test_a_layer_that_there_was_not_is_named(script):
+    with pytest.raises(RecordError, match="no layer 'Magic'; it had BWHT1d"):
+        script.migrate(old({"name": "x", "rules": [{"match": "conv3x3", "replace": "Magic"}]}), Path())
+
+
 @pytest.mark.parametrize(
     ("device", "precision", "expected"),
     [("cpu", "bfloat16", True), ("cpu", "float32", False), ("cuda", "float32", True)],
