@@ -89,7 +89,7 @@ def run(
     parts = distributed.together(lambda: _prepare(experiment, device))
     with contextlib.ExitStack() as held:
         folder = distributed.from_first(lambda: _claim(folder, resume, held))
-        distributed.from_first(lambda: _check_checkpoint(folder / CHECKPOINT, experiment, parts.dataset))
+        distributed.from_first(lambda: _check_checkpoints(folder, experiment, parts.dataset))
         on_folder(folder, False)
         on_report(parts.report)
         _notice_small_data(parts.loaders, experiment.trainer.batch_size, on_notice)
@@ -246,8 +246,9 @@ def _claim(folder: Path, resume: str, held: contextlib.ExitStack) -> Path:
     return folder
 
 
-def _check_checkpoint(path: Path, experiment: Experiment, dataset: ImageDataset) -> None:
-    if path.exists():
+def _check_checkpoints(folder: Path, experiment: Experiment, dataset: ImageDataset) -> None:
+    """Compare the classes of those that the run would go on from with the data's."""
+    for path in folder.rglob(CHECKPOINT):
         saved = load_checkpoint(path, experiment.identity, torch.device("cpu"))
         check_classes(str(path), saved["classifier"]["classes"], dataset.classes)
 
