@@ -384,6 +384,11 @@ def test_shipped_specifications(name):
 
 
 @pytest.mark.parametrize("name", table_names(EXPERIMENTS))
+def test_introductions_state_no_results(name):
+    assert not re.search(r"\d+ points|\d %", load_spec(EXPERIMENTS, name).intro.replace("80 % for training", ""))
+
+
+@pytest.mark.parametrize("name", table_names(EXPERIMENTS))
 def test_results_hold_what_the_measurements_say(name, tmp_path):
     spec = load_spec(EXPERIMENTS, name)
     write_tables(tmp_path, name, stored_tables(spec, SHIPPED), command_for(spec))
