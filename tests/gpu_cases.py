@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import references
 import torch
-from layer_checks import BF16, F16, F32, FORMATS, OPTIONS, check, parameter
+from layer_checks import BF16, F16, F32, FORMATS, OPTIONS, check, parameter, weighted
 
 from whtnet import BWHT1d, FWHT2d, functional, kernels
 from whtnet.kernels import gpu, reference
@@ -36,10 +36,10 @@ def normal(*shape, dtype=F32, layout="nchw"):
 @pytest.mark.parametrize("size", [(1, 1), (8, 8), (64, 64), (14, 14), (5, 33), (16, 1)], ids=str)
 def test_fwht2d(size, layout, dtype):
     padded = [references.power_of_two(s) for s in size]
-    for channels, weighted in [(16, True), (37, False)]:
+    for channels, has_weight in [(16, True), (37, False)]:
         x = normal(3, channels, *size, dtype=dtype, layout=layout)
         t = parameter(*padded, dtype=dtype, device=DEVICE)
-        v = parameter(*padded, dtype=dtype, low=-2, high=2, device=DEVICE) if weighted else None
+        v = parameter(*padded, dtype=dtype, low=-2, high=2, device=DEVICE) if has_weight else None
         assert kernels.backend_for(x, t, v) == "gpu"
         check(functional.fwht2d, reference.fwht2d, x, (t, v))
 
@@ -60,6 +60,12 @@ def test_options(options, layout):
             partial(reference.bwht1d, **flags),
             normal(2, c_in, 4, 5, layout=layout),
             (t,),
+        )
+        check(
+            weighted(functional.bwht1d, **flags),
+            weighted(reference.bwht1d, **flags),
+            normal(2, c_in, 4, 5, layout=layout),
+            (t, parameter(*t.shape, dtype=F32, device=DEVICE)),
         )
 
 
@@ -116,11 +122,15 @@ def test_opcheck():
     x = normal(2, 3, 4, 5).requires_grad_()
     t, v, s = (torch.rand(shape, device=DEVICE).requires_grad_() for shape in ((4, 8), (4, 8), (2, 4)))
     torch.library.opcheck(torch.ops.whtnet.fwht2d.default, (x, t, v, "smooth", False, True, "backward"))
-    torch.library.opcheck(torch.ops.whtnet.bwht1d.default, (x, s, 7, "soft", True, False, "ortho", 2))
+    torch.library.opcheck(
+        torch.ops.whtnet.bwht1d.default, (x, s, torch.rand_like(s), 7, "soft", True, False, "ortho", 2)
+    )
 
 
 def test_compiles_without_a_graph_break():
-    model = torch.nn.Sequential(BWHT1d(3, 5, block_size=4, stride=2), FWHT2d((4, 3)), BWHT1d(5, 3)).to(DEVICE)
+    model = torch.nn.Sequential(
+        BWHT1d(3, 5, block_size=4, blocks="separate", stride=2), FWHT2d((4, 3)), BWHT1d(5, 3)
+    ).to(DEVICE)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     x = normal(2, 3, 8, 6)
     torch.testing.assert_close(compiled(x), model(x))
@@ -131,7 +141,7 @@ def test_compiles_without_a_graph_break():
 def test_values_that_are_not_finite(value, layout):
     x = normal(5, 21, 8, 8, layout=layout)
     x[3, 17, 2, 5] = value
-    for layer in (FWHT2d(8), BWHT1d(21, 21, block_size=8), BWHT1d(21, 40)):
+    for layer in (FWHT2d(8), BWHT1d(21, 21, block_size=8, blocks="separate"), BWHT1d(21, 40)):
         layer = layer.to(DEVICE)
         results = []
         for backend in ("reference", "gpu"):
@@ -144,7 +154,7 @@ def test_values_that_are_not_finite(value, layout):
 
 
 def test_odd_memory_and_empty_batches():
-    for layer, shape in [(FWHT2d(8), (3, 16, 8, 8)), (BWHT1d(16, 24, block_size=8), (3, 16, 8, 8))]:
+    for layer, shape in [(FWHT2d(8), (3, 16, 8, 8)), (BWHT1d(16, 24, block_size=8, blocks="separate"), (3, 16, 8, 8))]:
         layer = layer.to(DEVICE)
         x = normal(*shape)
         wanted = layer(x)

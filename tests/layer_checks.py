@@ -39,5 +39,10 @@ def check(fast, slow, x, parameters):
         )
 
 
+def weighted(layer, **flags):
+    """``functional.bwht1d`` or its like as a function of input, thresholds and weights."""
+    return lambda x, t, v: layer(x, t, weight=v, **flags)
+
+
 def parameter(*shape, dtype, low=-0.2, high=0.8, device="cpu"):
     return torch.empty(shape, dtype=F64 if dtype == F64 else F32, device=device).uniform_(low, high).requires_grad_()

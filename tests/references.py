@@ -52,6 +52,7 @@ def bwht1d(
     t: Tensor,
     out_channels: int,
     block: int,
+    v: Tensor | None = None,
     *,
     kind: str = "smooth",
     clamp: bool = False,
@@ -60,7 +61,7 @@ def bwht1d(
     stride: int = 1,
     interleave: bool = False,
 ) -> Tensor:
-    """1-D block WHT layer on (N, C, *spatial): pixel by pixel, block by block; ``t`` is (blocks, block)."""
+    """1-D block WHT layer on (N, C, *spatial): pixel by pixel, block by block; ``t`` and ``v`` are (blocks, block)."""
     n, channels, *spatial = x.shape
     kept = [range(0, s, stride) for s in spatial]
     H = hadamard(block) / (math.sqrt(block) if norm == "ortho" else 1)
@@ -75,7 +76,7 @@ def bwht1d(
             sums = [x.new_zeros(block) for _ in range(blocks_out)]
             for j in range(max(blocks_in, blocks_out)):
                 source, target = j % blocks_in, j % blocks_out
-                z = spectra[source]
+                z = spectra[source] if v is None else v[j] * spectra[source]
                 y = threshold(z, t[j], kind, clamp)
                 if keep_dc:
                     y = torch.cat([z[:1], y[1:]])
@@ -87,6 +88,49 @@ def bwht1d(
         blocks = [list(range(b * block, min((b + 1) * block, out_channels))) for b in range(blocks_out)]
         y = y[:, [b[i] for i in range(block) for b in blocks if i < len(b)]]
     return y
+
+
+def released_bwht1d(
+    x: Tensor,
+    t: Tensor,
+    v: Tensor | None,
+    out_channels: int,
+    *,
+    kind: str = "smooth",
+    clamp: bool = False,
+    keep_dc: bool = False,
+    norm: str = "ortho",
+    stride: int = 1,
+) -> Tensor:
+    """The BWHT authors' 1-D layer on (N, C, *spatial), every step a dense matrix; ``t`` and ``v`` are (block,)."""
+    block, channels = len(t), x.shape[1]
+    spatial = range(2, x.dim())
+    x = x[(..., *(slice(None, None, stride),) * len(spatial))].movedim(1, -1)
+    H = hadamard(block) / (math.sqrt(block) if norm == "ortho" else 1)
+    H_back = hadamard(block) / (math.sqrt(block) if norm == "ortho" else block)
+    if channels < out_channels:
+        windows = out_channels // block
+        starts = [math.floor(i * (channels - block) / max(1, windows - 1)) for i in range(windows)]
+    else:
+        starts = list(range(0, channels, block))
+    parts = []
+    for start in starts:
+        z = x[..., start : start + block] @ H.T
+        z = z if v is None else z * v
+        y = threshold(z, t, kind, clamp)
+        y = torch.cat([z[..., :1], y[..., 1:]], -1) if keep_dc else y
+        parts.append(y @ H_back.T)
+    y = torch.cat(parts, -1)
+    group = max(1, channels // out_channels)
+    means = [y[..., i * group : (i + 1) * group].mean(-1) for i in range(out_channels)]
+    return torch.stack(means, 1)
+
+
+def average_pool(x: Tensor, stride: int) -> Tensor:
+    """Means over squares of the last two dimensions, those at the far edges over what there is of them."""
+    rows, columns = (range(0, s, stride) for s in x.shape[-2:])
+    lines = [[x[..., i : i + stride, j : j + stride].mean((-2, -1)) for j in columns] for i in rows]
+    return torch.stack([torch.stack(line, -1) for line in lines], -2)
 
 
 def fwht2d(

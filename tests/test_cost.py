@@ -25,9 +25,9 @@ def test_resnet20_has_its_published_macs():
 def test_transforms_cost_additions_and_no_macs():
     cost = count(FWHT2d(32))
     assert (cost.macs, cost.wht_additions) == (0, 2 * 3 * 1024 * 10)
-    cost = count(BWHT1d(3, 5, block_size=4, stride=2))
+    cost = count(BWHT1d(3, 5, block_size=4, blocks="separate", stride=2))
     assert (cost.macs, cost.wht_additions) == (0, 256 * (1 + 2) * 4 * 2)
-    cost = count(BWHT1d(3, 1, block_size=1))
+    cost = count(BWHT1d(3, 1, block_size=1, blocks="separate"))
     assert (cost.macs, cost.wht_additions) == (0, 1024 * 2)  # the sums of a projection
     cost = count(HTPerceptron2d(3, 4, 32, paths=2))
     assert cost.macs == 2 * 3 * 4 * 1024  # its 1×1 convolutions

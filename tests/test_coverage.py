@@ -67,8 +67,8 @@ def test_linear_layers_of_convnext_are_1x1_convolutions():
 
 @pytest.mark.parametrize("interleave", [False, True])
 def test_channels_may_be_the_last_dimension(interleave):
-    first = BWHT1d(12, 20, block_size=8, interleave=interleave)
-    last = BWHT1d(12, 20, block_size=8, interleave=interleave, channel_dim=-1)
+    first = BWHT1d(12, 20, block_size=8, blocks="separate", interleave=interleave)
+    last = BWHT1d(12, 20, block_size=8, blocks="separate", interleave=interleave, channel_dim=-1)
     last.load_state_dict(first.state_dict())
     x = torch.randn(2, 12, 5, 6)
     torch.testing.assert_close(last(x.permute(0, 2, 3, 1)), first(x).permute(0, 2, 3, 1))

@@ -14,7 +14,9 @@ def model_with(*layers):
 
 
 def test_every_layer_is_described_as_plain_data():
-    model = model_with(FWHT2d(6), nn.ReLU(), BWHT1d(4, 12, block_size=8), HTPerceptron2d(12, 12, 6, paths=2))
+    model = model_with(
+        FWHT2d(6), nn.ReLU(), BWHT1d(4, 12, block_size=8, blocks="separate"), HTPerceptron2d(12, 12, 6, paths=2)
+    )
     described = describe_layers(model, torch.randn(3, 4, 6, 6))
     assert json.loads(json.dumps(described)) == described
     assert [(d["name"], d["kind"], d["clamp"]) for d in described] == [
@@ -37,7 +39,7 @@ def test_values_have_four_significant_digits():
 
 def test_share_of_zeros_counts_coefficients_within_the_threshold():
     x = torch.randn(2, 8, 4, 4)
-    plain, blocks = FWHT2d(4), BWHT1d(8, 8, block_size=4)
+    plain, blocks = FWHT2d(4), BWHT1d(8, 8, block_size=4, blocks="separate")
     nn.init.constant_(plain.threshold, 0.7)
     nn.init.constant_(blocks.threshold, 0.4)
     (two_d,) = describe_layers(model_with(plain), x)
@@ -51,7 +53,7 @@ def test_share_of_zeros_counts_coefficients_within_the_threshold():
 @pytest.mark.parametrize(
     ("layer", "shape"),
     [
-        (BWHT1d(8, 20, block_size=4, stride=2, interleave=True), (2, 8, 5, 5)),
+        (BWHT1d(8, 20, block_size=4, blocks="separate", stride=2, interleave=True), (2, 8, 5, 5)),
         (BWHT1d(8, 3, channel_dim=-1, keep_dc=True), (2, 5, 5, 8)),
         (FWHT2d(6), (2, 8, 6, 6)),
         (HTPerceptron2d(8, 5, 6, paths=3, norm="backward"), (2, 8, 6, 6)),

@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 import references
 import torch
-from layer_checks import BF16, F32, F64, FORMATS, OPTIONS, check, parameter
+from layer_checks import BF16, F32, F64, FORMATS, OPTIONS, check, parameter, weighted
 
 import whtnet
 from whtnet import BWHT1d, FWHT2d, functional, kernels
@@ -62,9 +62,9 @@ MAPS = [
 @pytest.mark.parametrize("size", MAPS, ids=str)
 def test_fwht2d_equals_the_reference(size, layout, dtype):
     padded = [references.power_of_two(s) for s in size]
-    for channels, weighted in [(16, True), (3, True), (37, False)]:
+    for channels, has_weight in [(16, True), (3, True), (37, False)]:
         x = torch.randn(3, channels, *size).to(dtype).contiguous(memory_format=FORMATS[layout])
-        t, v = parameter(*padded, dtype=dtype), parameter(*padded, dtype=dtype, low=-2, high=2) if weighted else None
+        t, v = parameter(*padded, dtype=dtype), parameter(*padded, dtype=dtype, low=-2, high=2) if has_weight else None
         assert kernels.backend_for(x, t, v) == "cpu"
         check(functional.fwht2d, reference.fwht2d, x, (t, v))
 
@@ -149,6 +149,8 @@ def test_bwht1d_options(options, layout):
         x = torch.randn(2, c_in, 4, 5).to(dtype).contiguous(memory_format=FORMATS[layout])
         flags = {"out_channels": c_out, "stride": stride, **options}
         check(partial(functional.bwht1d, **flags), partial(reference.bwht1d, **flags), x, (t,))
+        v = parameter(*t.shape, dtype=dtype)
+        check(weighted(functional.bwht1d, **flags), weighted(reference.bwht1d, **flags), x, (t, v))
 
 
 @needs_kernel
@@ -170,8 +172,8 @@ def cases(dtype=F32):
         x = torch.randn(2, 3, 4, 5, dtype=dtype).contiguous(memory_format=memory_format).requires_grad_()
         yield torch.ops.whtnet.fwht2d.default, (x, make(4, 8), make(4, 8), "smooth", False, True, "ortho")
         yield torch.ops.whtnet.fwht2d.default, (x, make(4, 8), None, "soft", True, False, "backward")
-        yield torch.ops.whtnet.bwht1d.default, (x, make(2, 4), 7, "smooth", True, True, "backward", 2)
-        yield torch.ops.whtnet.bwht1d.default, (x, make(1, 8), 6, "soft", False, False, "ortho", 1)
+        yield torch.ops.whtnet.bwht1d.default, (x, make(2, 4), make(2, 4), 7, "smooth", True, True, "backward", 2)
+        yield torch.ops.whtnet.bwht1d.default, (x, make(1, 8), None, 6, "soft", False, False, "ortho", 1)
 
 
 @needs_kernel
@@ -186,8 +188,9 @@ def test_opcheck_of_the_gradients():
     for v, wanted in itertools.product((None, torch.randn(4, 8)), (True, False)):
         arguments = (g, x, torch.randn(4, 8), v, "smooth", False, False, "ortho", wanted)
         torch.library.opcheck(torch.ops.whtnet.fwht2d_backward.default, arguments)
-    arguments = (torch.randn(2, 7, 2, 3), x, torch.randn(2, 4), 7, "smooth", False, False, "ortho", 2, True)
-    torch.library.opcheck(torch.ops.whtnet.bwht1d_backward.default, arguments)
+    for v in (None, torch.randn(2, 4)):
+        arguments = (torch.randn(2, 7, 2, 3), x, torch.randn(2, 4), v, 7, "smooth", False, False, "ortho", 2, True)
+        torch.library.opcheck(torch.ops.whtnet.bwht1d_backward.default, arguments)
 
 
 @needs_kernel
@@ -225,7 +228,7 @@ def test_any_combination_of_gradients(wanted, layout):
 @pytest.mark.parametrize("layout", FORMATS)
 def test_compiles_without_a_graph_break(layout, backend):
     torch.compiler.reset()
-    model = torch.nn.Sequential(BWHT1d(3, 5, block_size=4, stride=2), FWHT2d((4, 3)), BWHT1d(5, 3))
+    model = torch.nn.Sequential(BWHT1d(3, 5, block_size=4, blocks="separate", stride=2), FWHT2d((4, 3)), BWHT1d(5, 3))
     compiled = torch.compile(model, fullgraph=True, backend=backend)
     x = torch.randn(2, 3, 8, 6).contiguous(memory_format=FORMATS[layout])
 
@@ -262,7 +265,7 @@ def test_what_a_fast_backend_does_not_serve_goes_to_the_reference():
 
 @needs_kernel
 def test_odd_memory():
-    for layer, shape in [(FWHT2d(8), (3, 16, 8, 8)), (BWHT1d(16, 24, block_size=8), (3, 16, 8, 8))]:
+    for layer, shape in [(FWHT2d(8), (3, 16, 8, 8)), (BWHT1d(16, 24, block_size=8, blocks="separate"), (3, 16, 8, 8))]:
         x = torch.randn(shape)
         wanted = layer(x)
         others = [x.flip(2).flip(2), x.transpose(2, 3).contiguous().transpose(2, 3)]
@@ -295,7 +298,7 @@ def test_nothing_beyond_the_result_is_written(layout, dtype):
 @pytest.mark.parametrize("layout", FORMATS)
 def test_results_do_not_depend_on_the_number_of_threads(layout):
     x = torch.randn(33, 20, 16, 16).contiguous(memory_format=FORMATS[layout])
-    for layer in (FWHT2d(16), BWHT1d(20, 48, block_size=16)):
+    for layer in (FWHT2d(16), BWHT1d(20, 48, block_size=16, blocks="separate")):
         results = []
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
@@ -313,7 +316,7 @@ def test_results_do_not_depend_on_the_number_of_threads(layout):
 def test_values_that_are_not_finite(dtype, value, layout):
     x = torch.randn(5, 21, 8, 8).to(dtype).contiguous(memory_format=FORMATS[layout])
     x[3, 17, 2, 5] = value
-    for layer in (FWHT2d(8), BWHT1d(21, 21, block_size=8), BWHT1d(21, 40)):
+    for layer in (FWHT2d(8), BWHT1d(21, 21, block_size=8, blocks="separate"), BWHT1d(21, 40)):
         results = []
         for backend in ("reference", "cpu"):
             kernels.set_backend(backend)

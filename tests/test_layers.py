@@ -4,8 +4,11 @@ import copy
 import io
 import math
 import pickle
+import re
 from functools import partial
+from pathlib import Path
 
+import numpy as np
 import pytest
 import references
 import torch
@@ -23,9 +26,12 @@ from whtnet.layers import (
     SpectralLayer,
     spectral_parameter_names,
 )
+from whtnet.transforms import released_order
 
 F64 = torch.float64
 DTYPES = [F64, torch.float32, torch.bfloat16, torch.float16]
+RECORDED = Path(__file__).parents[2] / "shared" / "oracles" / "bwht_released_layer.npz"  # not part of the project
+RELEASED = sorted({name.split("/")[0] for name in np.load(RECORDED).files}) if RECORDED.exists() else []
 exactly = {"rtol": 1e-10, "atol": 1e-11}
 
 
@@ -51,10 +57,14 @@ def reference(layer, x, p=None):
         return x + z if layer.residual else z
     flags = {"kind": layer.threshold_kind, "clamp": layer.clamp, "keep_dc": layer.keep_dc, "norm": layer.norm}
     if isinstance(layer, BWHT1d):
-        flags |= {"stride": layer.stride, "interleave": layer.interleave}
-        return references.bwht1d(x, p["threshold"], layer.out_channels, layer.block_size, **flags)
+        flags |= {"stride": layer.stride}
+        if layer.shared:
+            return references.released_bwht1d(x, p["threshold"], p.get("weight"), layer.out_channels, **flags)
+        flags |= {"interleave": layer.interleave}
+        return references.bwht1d(x, p["threshold"], layer.out_channels, layer.block_size, p.get("weight"), **flags)
     if isinstance(layer, FWHT2d):
         y = references.fwht2d(x, p["threshold"], p.get("weight"), **flags)
+        y = references.average_pool(y, layer.stride)
         return x + y if layer.residual else y
     kernels = [p[f"convs.{i}.weight"][:, :, 0, 0] for i in range(layer.paths)]
     flags |= {"residual": layer.residual}
@@ -128,7 +138,7 @@ OPTIONS_1D = [
 @pytest.mark.parametrize("options", OPTIONS_1D, ids=str)
 @pytest.mark.parametrize(("c_in", "c_out", "block"), CHANNELS)
 def test_bwht1d_follows_the_reference(c_in, c_out, block, options):
-    layer = BWHT1d(c_in, c_out, block_size=block, dtype=F64, **options)
+    layer = BWHT1d(c_in, c_out, block_size=block, blocks="separate", dtype=F64, **options)
     check_against_reference(layer, (2, c_in, 3, 2))
 
 
@@ -136,11 +146,13 @@ def test_bwht1d_follows_the_reference(c_in, c_out, block, options):
 @pytest.mark.parametrize("spatial", [(), (5,), (2, 3, 2)])
 def test_bwht1d_takes_any_number_of_spatial_dimensions(spatial, options):
     for c_in, c_out in [(5, 12), (12, 5)]:
-        check_against_reference(BWHT1d(c_in, c_out, block_size=4, dtype=F64, **options), (2, c_in, *spatial))
+        check_against_reference(
+            BWHT1d(c_in, c_out, block_size=4, blocks="separate", dtype=F64, **options), (2, c_in, *spatial)
+        )
 
 
 def test_bwht1d_flattens_nothing_but_the_spatial_dimensions():
-    layer, x = BWHT1d(6, 9, block_size=4), torch.randn(2, 6, 3, 5)
+    layer, x = BWHT1d(6, 9, block_size=4, blocks="separate"), torch.randn(2, 6, 3, 5)
     torch.testing.assert_close(layer(x).flatten(2), layer(x.flatten(2)))
     torch.testing.assert_close(layer(x)[:, :, 1, 2], layer(x[:, :, 1, 2]))
 
@@ -149,7 +161,7 @@ def test_bwht1d_flattens_nothing_but_the_spatial_dimensions():
 def test_every_output_depends_on_some_input_and_every_input_matters(c_in, c_out, block):
     # With the thresholds as they are drawn. Equal ones would keep an output at zero where its block's input is padding:
     # that the coefficients of a block are shrunk unequally is all that reaches it.
-    layer = BWHT1d(c_in, c_out, block_size=block, dtype=F64)
+    layer = BWHT1d(c_in, c_out, block_size=block, blocks="separate", dtype=F64)
     jacobian = torch.autograd.functional.jacobian(layer, torch.randn(8, c_in, dtype=F64)).abs()  # (8, out, 8, in)
     assert (jacobian.amax((0, 2, 3)) > 1e-6).all()
     assert (jacobian.amax((0, 1, 2)) > 1e-6).all()
@@ -157,7 +169,7 @@ def test_every_output_depends_on_some_input_and_every_input_matters(c_in, c_out,
 
 def test_bwht1d_pairs_block_j_of_the_wide_side_with_block_j_mod_n():
     def connected(c_in, c_out):
-        layer = BWHT1d(c_in, c_out, block_size=4, dtype=F64)
+        layer = BWHT1d(c_in, c_out, block_size=4, blocks="separate", dtype=F64)
         jacobian = torch.autograd.functional.jacobian(layer, torch.randn(1, c_in, dtype=F64))[0, :, 0]
         blocks = jacobian.unflatten(0, (-1, 4)).unflatten(2, (-1, 4)).abs().amax((1, 3)) > 1e-6
         return [row.nonzero().flatten().tolist() for row in blocks]
@@ -170,10 +182,70 @@ def test_interleave_takes_the_blocks_in_turn():
     x = torch.arange(10.0)[None, :, None, None].expand(1, 10, 2, 2)
     assert functional.channel_interleave(x, 4)[0, :, 0, 0].tolist() == [0, 4, 8, 1, 5, 9, 2, 6, 3, 7]
     assert functional.channel_interleave(x, 16)[0, :, 1, 1].tolist() == list(range(10))
-    plain, mixed = BWHT1d(6, 10, block_size=4), BWHT1d(6, 10, block_size=4, interleave=True)
+    plain, mixed = (
+        BWHT1d(6, 10, block_size=4, blocks="separate"),
+        BWHT1d(6, 10, block_size=4, blocks="separate", interleave=True),
+    )
     mixed.load_state_dict(plain.state_dict())
     x = torch.randn(2, 6, 3, 3)
     assert torch.equal(mixed(x), functional.channel_interleave(plain(x), 4))
+
+
+# (in, out, block) of shared blocks: one window, overlapping ones, none; projections whose groups divide or do not
+SHARED = [
+    (4, 4, 4), (4, 12, 4), (6, 10, 2), (12, 20, 4), (12, 32, 4), (3, 5, 1),
+    (16, 16, 4), (16, 4, 4), (24, 6, 8), (24, 10, 8), (20, 3, 4),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", [o for o in OPTIONS_1D if "interleave" not in o] + [{"weight": False}], ids=str)
+@pytest.mark.parametrize(("c_in", "c_out", "block"), SHARED)
+def test_shared_blocks_follow_the_released_layer(c_in, c_out, block, options):
+    check_against_reference(BWHT1d(c_in, c_out, block_size=block, dtype=F64, **options), (2, c_in, 3, 2))
+
+
+@pytest.mark.parametrize("spatial", [(), (5,), (2, 3, 2)])
+def test_shared_blocks_take_any_number_of_spatial_dimensions(spatial):
+    for c_in, c_out in [(8, 12), (16, 5)]:
+        check_against_reference(BWHT1d(c_in, c_out, block_size=4, stride=2, dtype=F64), (2, c_in, *spatial))
+
+
+@pytest.mark.parametrize(("c_in", "c_out", "block"), [(11, 31, 4), (31, 11, 4), (9, 9, 4), (5, 12, None)])
+def test_weights_of_separate_blocks(c_in, c_out, block):
+    layer = BWHT1d(c_in, c_out, block_size=block, blocks="separate", weight=True, dtype=F64)
+    assert layer.weight.shape == layer.threshold.shape
+    check_against_reference(layer, (2, c_in, 3, 2))
+
+
+def test_shared_blocks_have_two_parameters_a_coefficient_whatever_the_channels():
+    for c_in, c_out in [(16, 32), (96, 576), (576, 96), (64, 64)]:
+        layer = BWHT1d(c_in, c_out, block_size=16)
+        assert {name: tuple(p.shape) for name, p in parameters(layer).items()} == {"threshold": (16,), "weight": (16,)}
+
+
+@pytest.mark.parametrize("released", RELEASED or [None])
+def test_the_authors_released_layers(released):
+    """Inputs, parameters and outputs recorded by running the authors' layers, NHWC, parameters in their order."""
+    if released is None:
+        pytest.skip(f"the recorded outputs are not at hand ({RECORDED})")
+    with np.load(RECORDED) as file:
+        x, t, v, y, t0, v0 = (torch.from_numpy(file[f"{released}/{key}"]) for key in ("x", "T", "V", "y", "T0", "V0"))
+    numbers = [int(word) for word in re.findall(r"(?<=_)\d+", released)]
+    stride = int((re.findall(r"_s(\d+)", released) or [1])[0])
+    if released.startswith("1d"):
+        layer = BWHT1d(*numbers, block_size=len(t), stride=stride, initial_threshold="ramp")
+        order = lambda p: p[released_order(len(p))]  # noqa: E731
+    else:
+        layer = FWHT2d(*numbers, stride=stride, initial_threshold="ramp")
+        order = lambda p: p[released_order(len(p))][:, released_order(p.shape[1])]  # noqa: E731
+    assert torch.equal(layer.threshold, order(t0))
+    assert torch.equal(layer.weight, order(v0))
+    with torch.no_grad():
+        layer.threshold.copy_(order(t))
+        layer.weight.copy_(order(v))
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        got = layer(x.permute(0, 3, 1, 2).contiguous(memory_format=memory_format))
+        torch.testing.assert_close(got.permute(0, 2, 3, 1), y, atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +267,7 @@ def test_interleave_takes_the_blocks_in_turn():
     ],
 )
 def test_bwht1d_parameter_count(c_in, c_out, block, count):
-    layer = BWHT1d(c_in, c_out, block_size=block, device="meta")
+    layer = BWHT1d(c_in, c_out, block_size=block, blocks="separate", device="meta")
     assert sum(p.numel() for p in layer.parameters()) == count
     size = block or 2 ** math.ceil(math.log2(max(c_in, c_out)))
     assert count == size * math.ceil(max(c_in, c_out) / size)
@@ -300,11 +372,23 @@ def test_pre_gap_normalises_by_the_batch_while_training():
 
 # name: how to build it, one input, its spectral parameters
 LAYERS = {
-    "expansion": (lambda **kw: BWHT1d(6, 10, block_size=4, **kw), (2, 6, 5, 3), {"threshold"}),
-    "projection": (lambda **kw: BWHT1d(10, 3, block_size=4, stride=2, **kw), (2, 10, 5, 3), {"threshold"}),
-    "interleaved": (lambda **kw: BWHT1d(8, 6, block_size=4, interleave=True, **kw), (2, 8, 4, 3), {"threshold"}),
+    "expansion": (lambda **kw: BWHT1d(6, 10, block_size=4, blocks="separate", **kw), (2, 6, 5, 3), {"threshold"}),
+    "projection": (
+        lambda **kw: BWHT1d(10, 3, block_size=4, blocks="separate", stride=2, **kw),
+        (2, 10, 5, 3),
+        {"threshold"},
+    ),
+    "interleaved": (
+        lambda **kw: BWHT1d(8, 6, block_size=4, blocks="separate", interleave=True, **kw),
+        (2, 8, 4, 3),
+        {"threshold"},
+    ),
+    "shared-windows": (lambda **kw: BWHT1d(8, 12, block_size=4, **kw), (2, 8, 5, 3), {"threshold", "weight"}),
+    "shared-copies": (lambda **kw: BWHT1d(4, 8, block_size=4, stride=2, **kw), (2, 4, 5, 3), {"threshold", "weight"}),
+    "shared-means": (lambda **kw: BWHT1d(16, 5, block_size=4, **kw), (2, 16, 4, 3), {"threshold", "weight"}),
     "one-block": (lambda **kw: BWHT1d(16, 16, keep_dc=True, **kw), (2, 16, 4, 2), {"threshold"}),
     "fwht2d": (lambda **kw: FWHT2d((4, 8), keep_dc=True, **kw), (2, 3, 4, 8), {"threshold", "weight"}),
+    "fwht2d-strided": (lambda **kw: FWHT2d((5, 3), stride=2, **kw), (2, 3, 5, 3), {"threshold", "weight"}),
     "fwht2d-padded": (lambda **kw: FWHT2d((5, 3), weight=False, **kw), (2, 3, 5, 3), {"threshold"}),
     "ht": (lambda **kw: HTPerceptron2d(3, 3, (3, 4), **kw), (2, 3, 3, 4), {"threshold", "weight"}),
     "ht-3": (
@@ -615,7 +699,17 @@ def test_no_spectral_parameters_in_other_models():
     ("layer", "settings"),
     [
         (BWHT1d(5, 12), "5, 12 block_size=16 threshold=smooth"),
-        (BWHT1d(5, 12, block_size=4, stride=2, threshold="soft"), "5, 12 block_size=4 stride=2 threshold=soft"),
+        (
+            BWHT1d(5, 12, block_size=4, blocks="separate", stride=2, threshold="soft"),
+            "5, 12 block_size=4 stride=2 threshold=soft",
+        ),
+        (
+            BWHT1d(4, 12, block_size=4, initial_threshold="ramp"),
+            "4, 12 block_size=4 blocks=shared initial_threshold=ramp",
+        ),
+        (BWHT1d(4, 12, block_size=4, weight=False), "blocks=shared weight=False"),
+        (BWHT1d(5, 12, weight=True), "block_size=16 weight=True"),
+        (FWHT2d(7, stride=2), "(7, 7) weight=True stride=2"),
         (BWHT1d(5, 12, clamp=True, keep_dc=True, interleave=True), "clamp=True keep_dc=True interleave=True"),
         (FWHT2d((5, 12), clamp=True), "(5, 12) weight=True threshold=smooth clamp=True"),
         (FWHT2d(7, weight=False, threshold="soft", keep_dc=True), "(7, 7) weight=False threshold=soft keep_dc=True"),
@@ -647,6 +741,27 @@ def test_initial_thresholds(make):
     assert torch.equal(make(initial_threshold=0.0).threshold, torch.zeros_like(make().threshold))
 
 
+def test_a_ramp_rises_in_the_authors_order():
+    theirs = BWHT1d(8, 16, block_size=8, initial_threshold="ramp").threshold
+    assert torch.equal(theirs[released_order(8).argsort()], torch.arange(8) / 80)
+    assert not torch.equal(theirs, torch.arange(8) / 80)
+    assert torch.equal(BWHT1d(5, 8, initial_threshold="ramp").threshold, theirs[None])  # one block
+    separate = BWHT1d(16, 16, block_size=8, blocks="separate", initial_threshold="ramp").threshold
+    assert torch.equal(separate, theirs.expand(2, 8))
+    two = FWHT2d((4, 8), initial_threshold="ramp").threshold
+    assert two[0, 0] == 0
+    torch.testing.assert_close(two, (released_order(4)[:, None] / 4 + released_order(8) / 8) / 10)
+    paths = HTPerceptron2d(3, 3, (4, 8), paths=2, initial_threshold="ramp").threshold
+    assert torch.equal(paths, two.expand(2, 4, 8))
+
+
+def test_strided_layers_average_what_a_strided_convolution_would_see():
+    layer = FWHT2d((5, 7), stride=2, dtype=F64)
+    check_against_reference(layer, (2, 3, 5, 7))
+    assert layer(torch.ones(3, 5, 7, dtype=F64)).shape == (3, 3, 4)
+    assert layer(torch.ones(2, 2, 3, 5, 7, dtype=F64)).shape == (2, 2, 3, 3, 4)
+
+
 def test_repr_leaves_defaults_out():
     assert repr(BWHT1d(5, 12)) == "BWHT1d(5, 12, block_size=16, threshold=smooth)"
 
@@ -657,8 +772,15 @@ def test_repr_leaves_defaults_out():
         (BWHT1d(16, 16), (1, 16), 2 * 16 * 4),
         (BWHT1d(3, 16), (2, 3, 4, 4), 2 * 16 * 2 * 64),
         (BWHT1d(16, 16, stride=2), (2, 16, 5, 4), 2 * 3 * 2 * 128),
-        (BWHT1d(11, 31, block_size=4), (1, 11), (3 + 8) * 4 * 2),
-        (BWHT1d(31, 11, block_size=4), (1, 31), (3 + 8) * 4 * 2 + 5 * 4),  # and 8 blocks summed into 3
+        (BWHT1d(11, 31, block_size=4, blocks="separate"), (1, 11), (3 + 8) * 4 * 2),
+        (
+            BWHT1d(31, 11, block_size=4, blocks="separate"),
+            (1, 31),
+            (3 + 8) * 4 * 2 + 5 * 4,
+        ),  # and 8 blocks summed into 3
+        (BWHT1d(8, 24, block_size=8), (1, 8), 2 * 8 * 3),  # one window, its result three times
+        (BWHT1d(16, 24, block_size=8), (1, 16), 2 * 3 * 8 * 3),  # three windows
+        (BWHT1d(32, 8, block_size=8), (1, 32), 2 * 4 * 8 * 3 + 24),  # four blocks, and means of four channels
         (FWHT2d(8), (2, 3, 8, 8), 2 * 6 * 64 * 6),
         (FWHT2d((5, 12)), (1, 1, 5, 12), 2 * 128 * 7),
         (HTPerceptron2d(3, 5, 8, paths=3), (2, 3, 8, 8), 2 * (8 * 64 * 6 + 2 * 5 * 64)),
@@ -675,13 +797,20 @@ def test_additions(layer, shape, additions):
         (lambda: BWHT1d(0, 4), "in_channels.*0"),
         (lambda: BWHT1d(4, 0), "out_channels.*0"),
         (lambda: BWHT1d(4, 4, stride=0), "stride.*0"),
-        (lambda: BWHT1d(4, 4, block_size=0), "block_size.*0"),
-        (lambda: BWHT1d(4, 4, block_size=3), "block_size.*3"),
-        (lambda: BWHT1d(4, 4, block_size=-2), "block_size.*-2"),
+        (lambda: BWHT1d(4, 4, block_size=0, blocks="separate"), "block_size.*0"),
+        (lambda: BWHT1d(4, 4, block_size=3, blocks="separate"), "block_size.*3"),
+        (lambda: BWHT1d(4, 4, block_size=-2, blocks="separate"), "block_size.*-2"),
         (lambda: BWHT1d(4, 4, threshold="hard"), "'hard'.*smooth, soft"),
         (lambda: FWHT2d(4, threshold="hard"), "'hard'.*smooth, soft"),
         (lambda: FWHT2d(4, initial_threshold=-0.1), "initial_threshold.*-0.1"),
         (lambda: BWHT1d(4, 4, initial_threshold=float("inf")), "initial_threshold.*inf"),
+        (lambda: BWHT1d(4, 4, initial_threshold="rampe"), "initial_threshold.*'ramp'.*rampe"),
+        (lambda: BWHT1d(4, 4, block_size=4, blocks="common"), "'common'.*shared, separate"),
+        (lambda: BWHT1d(24, 144, block_size=16), "16 does not divide 24 and 144 channels.*up to 8"),
+        (lambda: BWHT1d(24, 16, block_size=16), "16 does not divide 24 channels.*up to 8"),
+        (lambda: BWHT1d(8, 8, block_size=4, interleave=True), "interleave.*separate"),
+        (lambda: FWHT2d(4, stride=0), "stride.*0"),
+        (lambda: FWHT2d(4, stride=2, residual=True), "residual.*stride=1"),
         (lambda: FWHT2d(0), "size.*0"),
         (lambda: FWHT2d((3, -1)), r"size.*\(3, -1\)"),
         (lambda: FWHT2d((3,)), "size"),

@@ -66,7 +66,7 @@ def test_thresholding_shrinks_and_is_odd(x, t, kind):
 def test_a_1d_layer_of_any_shape_agrees_with_the_reference(c_in, c_out, block, stride, sizes, options, seed):
     torch.manual_seed(seed)
     n, h, w = sizes
-    layer = BWHT1d(c_in, c_out, block_size=block, stride=stride, **options).double()
+    layer = BWHT1d(c_in, c_out, block_size=block, blocks="separate", stride=stride, **options).double()
     x = torch.randn(n, c_in, h, w, dtype=torch.float64)
     for memory_format in (torch.contiguous_format, torch.channels_last):
         y = layer(x.contiguous(memory_format=memory_format))

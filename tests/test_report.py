@@ -53,7 +53,7 @@ def record(row, seed, top1, parameters):
 
 
 def layers_of_a_model():
-    model = nn.Sequential(FWHT2d(4), BWHT1d(3, 3, block_size=2), HTPerceptron2d(3, 3, 4, paths=2))
+    model = nn.Sequential(FWHT2d(4), BWHT1d(3, 3, block_size=2, blocks="separate"), HTPerceptron2d(3, 3, 4, paths=2))
     return describe_layers(model, torch.randn(2, 3, 4, 4))
 
 

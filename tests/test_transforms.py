@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 
 from whtnet import transforms
-from whtnet.transforms import fwht, fwht2, hadamard_matrix, ifwht, sequency_permutation
+from whtnet.transforms import fwht, fwht2, hadamard_matrix, ifwht, released_order, sequency_permutation
 
 F64 = torch.float64
 SIZES = [2**k for k in range(13)]
@@ -284,3 +284,13 @@ def test_nan_stays_in_its_own_row(n):
     expected = torch.zeros(4, n, 3, dtype=torch.bool)
     expected[1, :, 2] = True
     assert torch.equal(fwht(x, 1).isnan(), expected)
+
+
+def test_the_authors_order_is_sequency_order_up_to_four():
+    for n in (1, 2, 4, 64):
+        theirs = hadamard_matrix(n)[released_order(n).argsort()]
+        assert torch.equal(theirs, theirs.T)
+        assert torch.equal(theirs, hadamard_matrix(n, "sequency")) == (n <= 4)
+    assert references.sign_changes(hadamard_matrix(8)[released_order(8).argsort()]) == [0, 1, 2, 3, 5, 4, 7, 6]
+    with pytest.raises(ValueError, match="power-of-two size, got 6"):
+        released_order(6)

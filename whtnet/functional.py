@@ -6,6 +6,8 @@ one for the input. Everything is computed in at least float32 (the input may be 
 dtype. Inputs in channels_last come back in channels_last, without a copy on the way.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,6 @@ from whtnet.kernels import reference
 from whtnet.kernels.reference import (
     NORMS,
     apply_threshold,
-    bwht1d_coefficients,
     fwht2d_coefficients,
     fwht_maps,
     inverse_fwht_maps,
@@ -37,6 +38,7 @@ def bwht1d(
     x: Tensor,
     threshold: Tensor,
     out_channels: int,
+    weight: Tensor | None = None,
     *,
     kind: str = "smooth",
     clamp: bool = False,
@@ -44,15 +46,23 @@ def bwht1d(
     norm: str = "ortho",
     stride: int = 1,
 ) -> Tensor:
-    """Block Walsh-Hadamard layer over channels: pad → block WHT → threshold → inverse → crop.
+    """Block Walsh-Hadamard layer over channels: block WHT → weights → threshold → inverse.
 
-    With n blocks on the narrow side, block j of the wide side is paired with block j mod n (our reading): an expansion
-    uses every input block several times, a projection sums the thresholded blocks that share an output block.
+    The shape of the thresholds says which form it is.
+
+    - ``(B,)``: all blocks share them, as in the authors' released layer. An expansion takes C_out / B windows of B
+      channels, spread evenly over the input so that they overlap; a projection takes C_in / B blocks one after the
+      other, and the mean over every C_in // C_out adjacent channels of what comes back, cropped to C_out.
+    - ``(blocks, B)`` with ``blocks = ceil(max(C_in, C_out) / B)``: each block has its own; both sides are padded to
+      whole blocks, and cropped. With n blocks on the narrow side, block j of the wide side is paired with block j mod n
+      (our reading): an expansion uses every input block several times, a projection sums the thresholded blocks that
+      share an output block. One block, ``(1, B)``, is FWHT-2021's layer.
 
     Args:
         x: ``(N, C_in, *spatial)``.
-        threshold: ``(blocks, B)`` with B a power of two and ``blocks = ceil(max(C_in, C_out) / B)``.
+        threshold: T, ``(B,)`` or ``(blocks, B)``, B a power of two.
         out_channels: C_out.
+        weight: V, of the shape of T, or None for all ones.
         kind: ``"smooth"`` or ``"soft"``.
         clamp: use ``relu(threshold)``.
         keep_dc: pass coefficient 0 of each block through as it is.
@@ -63,8 +73,80 @@ def bwht1d(
     Returns:
         ``(N, C_out, *ceil(spatial / stride))``, in the dtype and memory format of ``x``.
     """
-    layer = reference.bwht1d if kernels.backend_for(x, threshold) == "reference" else kernels.bwht1d
-    return layer(x, threshold, out_channels, kind=kind, clamp=clamp, keep_dc=keep_dc, norm=norm, stride=stride)
+    options = {"kind": kind, "clamp": clamp, "keep_dc": keep_dc, "norm": norm}
+    if threshold.dim() == 1:
+        return _shared_bwht1d(x, threshold, out_channels, weight, stride, options)
+    layer = reference.bwht1d if kernels.backend_for(x, threshold, weight) == "reference" else kernels.bwht1d
+    return layer(x, threshold, out_channels, weight, **options, stride=stride)
+
+
+def bwht1d_coefficients(
+    x: Tensor,
+    threshold: Tensor,
+    out_channels: int,
+    weight: Tensor | None = None,
+    *,
+    kind: str,
+    clamp: bool,
+    keep_dc: bool,
+    norm: str,
+    stride: int = 1,
+) -> Tensor:
+    """The thresholded coefficients of :func:`bwht1d`, in float32 or more.
+
+    Returns:
+        ``(N, blocks, B, *spatial)``; for an input in channels_last ``(N, H, W, blocks, B)``. Blocks that all hold the
+        same channels, as in an expansion of B channels, are there once.
+    """
+    if threshold.dim() == 1:
+        x, stride = _windows(_subsampled(x, stride), len(threshold), out_channels), 1
+        threshold, out_channels, weight = _for_every_block(x, threshold, weight)
+    options = {"kind": kind, "clamp": clamp, "keep_dc": keep_dc, "norm": norm, "stride": stride}
+    return reference.bwht1d_coefficients(x, threshold, out_channels, weight, **options)
+
+
+def _shared_bwht1d(
+    x: Tensor, threshold: Tensor, out_channels: int, weight: Tensor | None, stride: int, options: dict[str, Any]
+) -> Tensor:
+    block, expands = len(threshold), x.shape[1] < out_channels
+    if expands and x.shape[1] > block:
+        x, stride = _windows(_subsampled(x, stride), block, out_channels), 1
+    group = max(1, x.shape[1] // out_channels)
+    # Means of low-precision numbers are taken in float32, so that a result is rounded once.
+    wide = x.to(torch.promote_types(x.dtype, torch.float32)) if group > 1 else x
+    y = bwht1d(wide, *_for_every_block(x, threshold, weight), stride=stride, **options)
+    if expands:
+        return y if y.shape[1] == out_channels else torch.cat([y] * (out_channels // block), 1)
+    if group > 1:
+        y = _group_means(y, group).to(x.dtype)
+    return y if y.shape[1] == out_channels else y.narrow(1, 0, out_channels).clone()
+
+
+def _group_means(x: Tensor, size: int) -> Tensor:
+    # Of adjacent channels; what is left after the last whole group goes. Keeps the memory format.
+    channels_last = reference.is_channels_last(x)
+    x, dim = (x.permute(0, 2, 3, 1), 3) if channels_last else (x, 1)
+    groups = x.shape[dim] // size
+    x = x.narrow(dim, 0, groups * size).unflatten(dim, (groups, size)).mean(dim + 1)
+    return x.permute(0, 3, 1, 2) if channels_last else x
+
+
+def _for_every_block(x: Tensor, threshold: Tensor, weight: Tensor | None) -> tuple[Tensor, int, Tensor | None]:
+    shape = x.shape[1] // len(threshold), len(threshold)
+    return threshold.expand(shape), x.shape[1], None if weight is None else weight.expand(shape)
+
+
+def _windows(x: Tensor, block: int, out_channels: int) -> Tensor:
+    # An expansion's windows of `block` adjacent channels, side by side: where they all are the same one, it alone.
+    channels = x.shape[1]
+    if channels >= out_channels or channels == block:
+        return x
+    last = out_channels // block - 1
+    return torch.cat([x.narrow(1, i * (channels - block) // last, block) for i in range(last + 1)], 1)
+
+
+def _subsampled(x: Tensor, stride: int) -> Tensor:
+    return x if stride == 1 else x[(..., *(slice(None, None, stride),) * (x.dim() - 2))]
 
 
 def fwht2d(

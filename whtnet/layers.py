@@ -1,7 +1,7 @@
 """The Walsh-Hadamard layers as modules: parameters, their initial values, checks; the arithmetic is in `functional`.
 
-Every layer draws its thresholds from U(0, 0.1), as the authors do, unless told otherwise, and names its trainable
-transform-domain parameters in ``spectral_parameters``, so that an optimiser can treat them apart (see
+Every layer draws its thresholds from U(0, 0.1) unless told otherwise, and names its trainable transform-domain
+parameters in ``spectral_parameters``, so that an optimiser can treat them apart (see
 :func:`spectral_parameter_names`).
 """
 
@@ -15,9 +15,11 @@ from torch.nn import functional as F
 
 from whtnet import functional
 from whtnet.thresholds import THRESHOLDS
-from whtnet.transforms import is_power_of_two, next_power_of_two
+from whtnet.transforms import is_power_of_two, next_power_of_two, released_order
 
 INITIAL_THRESHOLD = 0.1  # upper end of the uniform distribution, from the authors' layer code
+RAMP = "ramp"  # the released layers' initial thresholds
+BLOCKS = ("shared", "separate")
 
 
 class SpectralLayer(nn.Module):
@@ -25,10 +27,10 @@ class SpectralLayer(nn.Module):
 
     spectral_parameters: ClassVar[tuple[str, ...]] = ("threshold", "weight")
 
-    def __init__(self, threshold: str, clamp: bool, keep_dc: bool, norm: str, initial_threshold: float) -> None:
+    def __init__(self, threshold: str, clamp: bool, keep_dc: bool, norm: str, initial_threshold: float | str) -> None:
         super().__init__()
-        if not 0 <= initial_threshold < math.inf:
-            raise ValueError(f"initial_threshold must be a number from 0, got {initial_threshold}")
+        if initial_threshold != RAMP and (isinstance(initial_threshold, str) or not 0 <= initial_threshold < math.inf):
+            raise ValueError(f"initial_threshold must be a number from 0 or {RAMP!r}, got {initial_threshold!r}")
         if threshold not in THRESHOLDS:
             raise ValueError(f"unknown threshold {threshold!r}; choose one of {', '.join(THRESHOLDS)}")
         if norm not in functional.NORMS:
@@ -47,6 +49,18 @@ class SpectralLayer(nn.Module):
         """Additions and subtractions of the fast transforms, forward and inverse, for an input of this shape."""
         raise NotImplementedError
 
+    @torch.no_grad()
+    def _reset_threshold(self, dims: int) -> None:
+        # A ramp rises along each of the last `dims` dimensions, in the authors' order.
+        if self.initial_threshold != RAMP:
+            nn.init.uniform_(self.threshold, 0, self.initial_threshold)
+            return
+        points = math.prod(self.threshold.shape[-dims:])
+        ramp = torch.zeros((1,) * dims, dtype=torch.long)
+        for dim, n in enumerate(self.threshold.shape[-dims:], start=-dims):
+            ramp = ramp + (released_order(n) * (points // n)).view(-1, *(1,) * (-dim - 1))
+        self.threshold.copy_((ramp / (10 * points)).expand_as(self.threshold))
+
     @property
     def _thresholding(self) -> dict[str, Any]:
         return {"kind": self.threshold_kind, "clamp": self.clamp, "keep_dc": self.keep_dc}
@@ -62,15 +76,22 @@ class SpectralLayer(nn.Module):
         if self.norm != "ortho":
             parts.append(f"norm={self.norm}")
         if self.initial_threshold != INITIAL_THRESHOLD:
-            parts.append(f"initial_threshold={self.initial_threshold:g}")
+            parts.append(f"initial_threshold={self.initial_threshold}")
         return ", ".join(parts)
 
 
 class BWHT1d(SpectralLayer):
     r"""Block Walsh-Hadamard layer over channels, in place of a 1×1 convolution.
 
-    pad → block WHT along channels → threshold → inverse block WHT → crop to ``out_channels``. The only parameters are
-    the thresholds: ``B · ceil(max(C_in, C_out) / B)`` of them. There is no bias.
+    Block WHT along channels → weights V → threshold with T → inverse block WHT. There is no bias. Three forms, written
+    out in :func:`whtnet.functional.bwht1d`:
+
+    - ``block_size=B`` (``blocks="shared"``): the BWHT authors' released layer. All blocks share T and V: 2·B
+      parameters.
+    - ``block_size=None``: FWHT-2021's layer, one block of the next power of two P of ``max(C_in, C_out)``, zero-padded
+      and cropped, with P thresholds and no weights.
+    - ``block_size=B, blocks="separate"``: an ablation, every block with thresholds of its own and no weights:
+      ``B · ceil(max(C_in, C_out) / B)`` parameters (our reading of BWHT before its layer was found).
 
     Shape: ``(N, C_in, *spatial)`` → ``(N, C_out, *ceil(spatial / stride))``.
 
@@ -78,9 +99,10 @@ class BWHT1d(SpectralLayer):
         in_channels: C_in.
         out_channels: C_out.
         stride: every spatial dimension is subsampled first, as a strided 1×1 convolution does.
-        block_size: B, a power of two (BWHT); None for one block of the next power of two of ``max(C_in, C_out)``
-            (FWHT-2021). Where the two sides have different numbers of blocks, block j of the wide side is paired with
-            block j mod n of the narrow side (our reading).
+        block_size: B, a power of two, or None for one block. Shared blocks need a B that divides C_in, and C_out where
+            that is larger.
+        blocks: ``"shared"`` or ``"separate"``; without a block size there is one block, and no difference.
+        weight: have trainable weights V, initialised to 1. None (default): shared blocks have them, the others not.
         threshold: ``"smooth"``, ``tanh(x) · max(|x| − T, 0)``, as the paper, or ``"soft"``,
             ``sign(x) · max(|x| − T, 0)``.
         clamp: use relu(T) for T, as HT-2023 does. Default False: the paper's formula as written, in which a trained T
@@ -90,19 +112,21 @@ class BWHT1d(SpectralLayer):
         norm: scale of the coefficients that meet the thresholds. ``"ortho"`` (default): the input's own, by H/√n both
             ways, as in the code of FWHT-2021 and BWHT. ``"backward"``: by H forwards and H/n back, as in HT-2023's
             code; coefficients are √n times as large, and tanh in the smooth threshold is close to their sign.
-        initial_threshold: upper end of the uniform distribution of the thresholds at first. Default 0.1, the authors'.
+        initial_threshold: of the thresholds at first: the upper end of a uniform distribution (default 0.1, the
+            authors' in FWHT-2021), or ``"ramp"``, i / (10·B) for i = 0, …, B − 1 in the authors' order, as in their
+            released BWHT layer (see :func:`whtnet.released_order`): the DC coefficient begins at 0.
         channel_dim: 1, or −1 for an input ``(N, *spatial, C_in)``, as ConvNeXt's pointwise linear layers take it; the
             result then has its channels last as well.
         interleave: permute the output channels so that neighbours come from different blocks (as ShuffleNet does).
-            Default False; beyond the paper: without it, channels in different blocks never mix inside a layer.
+            Default False; beyond the paper: without it, channels in different blocks hardly mix inside a layer.
         device: device of the parameters.
         dtype: dtype of the parameters.
 
     Raises:
-        ValueError: for sizes below 1, a block size that is no power of two, an unknown threshold or norm, another
-            dimension; in ``forward``, for an input with another number of channels.
+        ValueError: for sizes below 1, a block size that is no power of two or does not divide the channels, an unknown
+            form, threshold or norm, another dimension; in ``forward``, for an input with another number of channels.
 
-    Source: BWHT (ACM TECS 2022); one block: FWHT-2021 (arXiv 2104.07085).
+    Source: BWHT (ACM TECS 2022), its authors' released layer; one block: FWHT-2021 (arXiv 2104.07085).
     """
 
     def __init__(
@@ -112,11 +136,13 @@ class BWHT1d(SpectralLayer):
         *,
         stride: int = 1,
         block_size: int | None = None,
+        blocks: str = "shared",
+        weight: bool | None = None,
         threshold: str = "smooth",
         clamp: bool = False,
         keep_dc: bool = False,
         norm: str = "ortho",
-        initial_threshold: float = INITIAL_THRESHOLD,
+        initial_threshold: float | str = INITIAL_THRESHOLD,
         interleave: bool = False,
         channel_dim: int = 1,
         device: torch.device | str | None = None,
@@ -130,31 +156,43 @@ class BWHT1d(SpectralLayer):
             raise ValueError(f"block_size must be a power of two, or None for one block; got {block_size}")
         if channel_dim not in (1, -1):
             raise ValueError(f"channel_dim must be 1 or -1, got {channel_dim}")
+        if blocks not in BLOCKS:
+            raise ValueError(f"unknown blocks {blocks!r}; choose one of {', '.join(BLOCKS)}")
         wide = max(in_channels, out_channels)
         self.in_channels, self.out_channels, self.stride = in_channels, out_channels, stride
         self.block_size = block_size or next_power_of_two(wide)
+        self.shared = block_size is not None and blocks == "shared"
+        if self.shared:
+            _check_divides(self.block_size, in_channels, out_channels)
+            if interleave:
+                raise ValueError("interleave=True is for blocks='separate': a projection of shared blocks takes means")
         self.interleave = interleave
         self.channel_dim = channel_dim
-        blocks = -(-wide // self.block_size)
-        self.threshold = nn.Parameter(torch.empty(blocks, self.block_size, device=device, dtype=dtype))
+        shape = (self.block_size,) if self.shared else (-(-wide // self.block_size), self.block_size)
+        self.threshold = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        weighted = self.shared if weight is None else weight
+        self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) if weighted else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the thresholds from U(0, initial_threshold)."""
-        nn.init.uniform_(self.threshold, 0, self.initial_threshold)
+        """Set the thresholds as ``initial_threshold`` says, the weights to 1."""
+        self._reset_threshold(dims=1)
+        if self.weight is not None:
+            nn.init.ones_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C_in, *spatial)`` → ``(N, C_out, *ceil(spatial / stride))``."""
         x = self._channels_first(x)
-        y = functional.bwht1d(x, self.threshold, self.out_channels, stride=self.stride, **self._options)
+        y = functional.bwht1d(x, self.threshold, self.out_channels, self.weight, stride=self.stride, **self._options)
         if self.interleave:
             y = functional.channel_interleave(y, self.block_size)
         return y.movedim(1, -1) if self.channel_dim == -1 else y
 
     def coefficients(self, x: Tensor) -> Tensor:
-        """See :func:`whtnet.kernels.reference.bwht1d_coefficients` for the shape."""
+        """See :func:`whtnet.functional.bwht1d_coefficients` for the shape."""
+        x = self._channels_first(x)
         return functional.bwht1d_coefficients(
-            self._channels_first(x), self.threshold, self.out_channels, stride=self.stride, **self._options
+            x, self.threshold, self.out_channels, self.weight, stride=self.stride, **self._options
         )
 
     def _channels_first(self, x: Tensor) -> Tensor:
@@ -174,11 +212,19 @@ class BWHT1d(SpectralLayer):
         pixels = input_shape[0] * math.prod(-(-s // self.stride) for s in spatial)
         blocks = [-(-c // self.block_size) for c in (self.in_channels, self.out_channels)]
         sums = max(0, blocks[0] - blocks[1]) * self.block_size
+        if self.shared:  # as many transforms back as forth; all windows of one block are the same one
+            overlapping = self.in_channels < self.out_channels and blocks[0] > 1
+            blocks = [blocks[1] if overlapping else blocks[0]] * 2
+            sums = max(0, self.in_channels - self.in_channels // (self.in_channels // self.out_channels or 1))
         return pixels * (sum(blocks) * _additions(self.block_size) + sums)
 
     def extra_repr(self) -> str:
         """Channels and settings, as torch.nn layers show theirs."""
         parts = [f"{self.in_channels}, {self.out_channels}", f"block_size={self.block_size}"]
+        if self.shared or len(self.threshold) > 1:
+            parts.append(f"blocks={BLOCKS[not self.shared]}")
+        if self.shared != (self.weight is not None):
+            parts.append(f"weight={self.weight is not None}")
         if self.stride != 1:
             parts.append(f"stride={self.stride}")
         if self.interleave:
@@ -192,58 +238,72 @@ class FWHT2d(SpectralLayer):
     """Two-dimensional Walsh-Hadamard layer, in place of a 3×3 convolution or a squeeze-and-excite block.
 
     pad H and W to powers of two (h, w) → 2-D WHT of every channel's map → multiply by V → threshold with T → inverse →
-    crop. V and T have shape (h, w) and are shared by all channels: ``2·h·w`` parameters with weights, ``h·w`` without.
+    crop → average pooling, if strided. V and T have shape (h, w) and are shared by all channels: ``2·h·w`` parameters
+    with weights, ``h·w`` without.
 
-    Shape: ``(..., C, H, W)`` → the same.
+    Shape: ``(..., C, H, W)`` → ``(..., C, ceil(H / stride), ceil(W / stride))``.
 
     Args:
         size: the feature map, H = W or (H, W), before padding. The layer is bound to it.
+        stride: side of the squares over which the result is averaged, as in the authors' released layer. It crops after
+            that; here the crop comes first, so that padding is not averaged in, and what is left of a map that
+            ``stride`` does not divide is averaged too, so that the size is a strided convolution's (our reading).
         weight: have trainable weights V, initialised to 1.
         residual: add the input to the result. Default False: the layer takes the convolution's place.
         threshold: ``"smooth"`` (the paper's) or ``"soft"``.
         clamp: use relu(T) for T. Default False: the paper's formula as written.
         keep_dc: pass the weighted coefficient (0, 0) through unthresholded. Default False: it is thresholded too.
         norm: as for :class:`BWHT1d`; n = h·w.
-        initial_threshold: upper end of the uniform distribution of the thresholds at first. Default 0.1, the authors'.
+        initial_threshold: as for :class:`BWHT1d`; ``"ramp"`` is (i/h + j/w) / 10 in the authors' order.
         device: device of the parameters.
         dtype: dtype of the parameters.
 
     Raises:
-        ValueError: for a size below 1, an unknown threshold or norm; in ``forward``, for a map of another size.
+        ValueError: for a size or stride below 1, a residual of a strided layer, an unknown threshold or norm; in
+            ``forward``, for a map of another size.
 
-    Source: BWHT (ACM TECS 2022).
+    Source: BWHT (ACM TECS 2022), its authors' released layer.
     """
 
     def __init__(
         self,
         size: int | tuple[int, int],
         *,
+        stride: int = 1,
         weight: bool = True,
         residual: bool = False,
         threshold: str = "smooth",
         clamp: bool = False,
         keep_dc: bool = False,
         norm: str = "ortho",
-        initial_threshold: float = INITIAL_THRESHOLD,
+        initial_threshold: float | str = INITIAL_THRESHOLD,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(threshold, clamp, keep_dc, norm, initial_threshold)
-        self.size, self.residual = _pair(size), residual
+        if stride < 1:
+            raise ValueError(f"stride must be at least 1, got {stride}")
+        if residual and stride != 1:
+            raise ValueError(f"a residual needs stride=1, got {stride}: the input is larger than the result")
+        self.size, self.stride, self.residual = _pair(size), stride, residual
         padded = tuple(next_power_of_two(s) for s in self.size)
         self.threshold = nn.Parameter(torch.empty(padded, device=device, dtype=dtype))
         self.weight = nn.Parameter(torch.empty(padded, device=device, dtype=dtype)) if weight else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the thresholds from U(0, initial_threshold); set the weights to 1."""
-        nn.init.uniform_(self.threshold, 0, self.initial_threshold)
+        """Set the thresholds as ``initial_threshold`` says, the weights to 1."""
+        self._reset_threshold(dims=2)
         if self.weight is not None:
             nn.init.ones_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(..., C, H, W)`` → the same shape."""
+        """``(..., C, H, W)`` → ``(..., C, ceil(H / stride), ceil(W / stride))``."""
         _check_map(self, x)
+        if self.stride > 1:  # low-precision means are taken in float32, so that a result is rounded once
+            wide = x.to(torch.promote_types(x.dtype, torch.float32))
+            y = functional.fwht2d(wide, self.threshold, self.weight, **self._options)
+            return _average_pool(y, self.stride).to(x.dtype)
         y = functional.fwht2d(x, self.threshold, self.weight, **self._options)
         return x + y if self.residual else y
 
@@ -258,8 +318,9 @@ class FWHT2d(SpectralLayer):
 
     def extra_repr(self) -> str:
         """Size and settings, as torch.nn layers show theirs."""
+        stride = f", stride={self.stride}" if self.stride != 1 else ""
         residual = ", residual=True" if self.residual else ""
-        return f"{self.size}, weight={self.weight is not None}{residual}, {super().extra_repr()}"
+        return f"{self.size}, weight={self.weight is not None}{stride}{residual}, {super().extra_repr()}"
 
 
 class HTPerceptron2d(SpectralLayer):
@@ -281,7 +342,7 @@ class HTPerceptron2d(SpectralLayer):
         keep_dc: pass the coefficients (0, 0) of the convolution's result through unthresholded.
         norm: as for :class:`BWHT1d`. HT-2023's code has ``"backward"``; ``"ortho"`` is the default because it is in the
             other layers.
-        initial_threshold: upper end of the uniform distribution of the thresholds at first. Default 0.1, the authors'.
+        initial_threshold: as for :class:`FWHT2d`.
         device: device of the parameters.
         dtype: dtype of the parameters.
 
@@ -304,7 +365,7 @@ class HTPerceptron2d(SpectralLayer):
         clamp: bool = True,
         keep_dc: bool = False,
         norm: str = "ortho",
-        initial_threshold: float = INITIAL_THRESHOLD,
+        initial_threshold: float | str = INITIAL_THRESHOLD,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -326,8 +387,8 @@ class HTPerceptron2d(SpectralLayer):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Thresholds from U(0, initial_threshold), weights 1, the 1×1 convolutions as torch.nn.Conv2d draws its own."""
-        nn.init.uniform_(self.threshold, 0, self.initial_threshold)
+        """Thresholds as ``initial_threshold`` says, weights 1, 1×1 convolutions as torch.nn.Conv2d draws its own."""
+        self._reset_threshold(dims=2)
         nn.init.ones_(self.weight)
         for conv in self.convs:
             conv.reset_parameters()
@@ -443,6 +504,22 @@ def spectral_parameter_names(model: nn.Module) -> set[str]:
 def _conv1x1(conv: nn.Conv2d, z: Tensor) -> Tensor:
     # The spectrum is float32 at least, also where the module was converted to bfloat16: the kernel follows it.
     return F.conv2d(z, conv.weight.to(z.dtype))
+
+
+def _average_pool(x: Tensor, stride: int) -> Tensor:
+    maps = F.avg_pool2d(x if x.dim() in (3, 4) else x.flatten(0, -4), stride, ceil_mode=True)
+    return maps if x.dim() in (3, 4) else maps.unflatten(0, x.shape[:-3])
+
+
+def _check_divides(block: int, in_channels: int, out_channels: int) -> None:
+    sides = [in_channels, out_channels] if out_channels > in_channels else [in_channels]
+    common = math.gcd(*sides)
+    if common % block:
+        largest = common & -common
+        raise ValueError(
+            f"block_size={block} does not divide {' and '.join(map(str, sides))} channels; take a power of two up to "
+            f"{largest}, or blocks='separate', or block_size=None, which pad"
+        )
 
 
 def _additions(n: int) -> int:

@@ -81,6 +81,24 @@ def sequency_permutation(n: int, *, device: torch.device | str | None = None) ->
     return permutation
 
 
+def released_order(n: int, *, device: torch.device | str | None = None) -> Tensor:
+    """Indices that bring coefficients from the BWHT authors' order into natural order.
+
+    ``natural[i] = theirs[order[i]]``.     Their code puts row i of Sylvester's matrix at row ``gray(bitreverse(i))``,
+    gray(j) = j ^ (j >> 1). That is sequency order only up to n = 4. Index 0, the DC coefficient, stays put.
+
+    Raises:
+        ValueError: if ``n`` is no power of two.
+    """
+    _check_size(n)
+    index = torch.arange(n, device=device)
+    reversed_bits = torch.zeros_like(index)
+    for _ in range(n.bit_length() - 1):
+        reversed_bits = (reversed_bits << 1) | (index & 1)
+        index = index >> 1
+    return reversed_bits ^ (reversed_bits >> 1)
+
+
 def fwht(x: Tensor, dim: int = -1, order: str = "natural") -> Tensor:
     """Orthonormal fast Walsh-Hadamard transform along one dimension.
 

@@ -94,13 +94,21 @@ def fwht2d_backward(
 
 
 def bwht1d(
-    x: Tensor, threshold: Tensor, out_channels: int, kind: str, clamp: bool, keep_dc: bool, norm: str, stride: int
+    x: Tensor,
+    threshold: Tensor,
+    weight: Tensor | None,
+    out_channels: int,
+    kind: str,
+    clamp: bool,
+    keep_dc: bool,
+    norm: str,
+    stride: int,
 ) -> Tensor:
     """``whtnet::bwht1d``; see :func:`whtnet.functional.bwht1d`."""
     x, layout = as_stored(x)
     y = empty_pixels(x, out_channels, stride)
     job = _job_1d(x.dtype, x.shape, layout, threshold.shape[1], out_channels, kind, clamp, keep_dc, norm, stride)
-    _run(job, x, None, threshold, None, y, None, None)
+    _run(job, x, None, threshold, weight, y, None, None)
     return y
 
 
@@ -108,6 +116,7 @@ def bwht1d_backward(
     grad: Tensor,
     x: Tensor,
     threshold: Tensor,
+    weight: Tensor | None,
     out_channels: int,
     kind: str,
     clamp: bool,
@@ -115,16 +124,17 @@ def bwht1d_backward(
     norm: str,
     stride: int,
     input_gradient: bool,
-) -> tuple[Tensor, Tensor]:
-    """``whtnet::bwht1d_backward``: gradients of the input (empty unless asked for) and of the thresholds."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``whtnet::bwht1d_backward``: gradients of the input (empty unless asked for), thresholds and weights."""
     x, layout = as_stored(x)
     gx = empty_gradient(x, input_gradient)
     if stride != 1:
         gx.zero_()
     gt = torch.zeros_like(threshold, memory_format=torch.contiguous_format)
+    gv = gt.new_zeros(gt.shape if weight is not None else 0)
     job = _job_1d(x.dtype, x.shape, layout, threshold.shape[1], out_channels, kind, clamp, keep_dc, norm, stride)
-    _run(job, x, _like(grad, layout), threshold, None, gx, gt, None)
-    return gx, gt
+    _run(job, x, _like(grad, layout), threshold, weight, gx, gt, gv)
+    return gx, gt, gv
 
 
 def _like(grad: Tensor, layout: torch.memory_format) -> Tensor:

@@ -85,13 +85,21 @@ def fwht2d_backward(
 
 
 def bwht1d(
-    x: Tensor, threshold: Tensor, out_channels: int, kind: str, clamp: bool, keep_dc: bool, norm: str, stride: int
+    x: Tensor,
+    threshold: Tensor,
+    weight: Tensor | None,
+    out_channels: int,
+    kind: str,
+    clamp: bool,
+    keep_dc: bool,
+    norm: str,
+    stride: int,
 ) -> Tensor:
     """``whtnet::bwht1d``; see :func:`whtnet.functional.bwht1d`."""
     x, layout = as_stored(x)
     y = empty_pixels(x, out_channels, stride)
     job = _job_1d(x.shape, layout, threshold.shape[1], out_channels, stride)
-    _forward(job, x, threshold, None, y, (kind, clamp, keep_dc, norm))
+    _forward(job, x, threshold, weight, y, (kind, clamp, keep_dc, norm))
     return y
 
 
@@ -99,6 +107,7 @@ def bwht1d_backward(
     grad: Tensor,
     x: Tensor,
     threshold: Tensor,
+    weight: Tensor | None,
     out_channels: int,
     kind: str,
     clamp: bool,
@@ -106,15 +115,15 @@ def bwht1d_backward(
     norm: str,
     stride: int,
     input_gradient: bool,
-) -> tuple[Tensor, Tensor]:
-    """``whtnet::bwht1d_backward``: gradients of the input (empty unless asked for) and of the thresholds."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``whtnet::bwht1d_backward``: gradients of the input (empty unless asked for), thresholds and weights."""
     x, layout = as_stored(x)
     gx = empty_gradient(x, input_gradient)
     if stride != 1:
         gx.zero_()
     grad = grad.contiguous(memory_format=layout)
     job = _job_1d(x.shape, layout, threshold.shape[1], out_channels, stride)
-    return gx, _backward(job, grad, x, threshold, None, gx, (kind, clamp, keep_dc, norm))[0]
+    return gx, *_backward(job, grad, x, threshold, weight, gx, (kind, clamp, keep_dc, norm))
 
 
 # -- the job: where everything lies (see `_locate` and `_points` in gpu_kernel.py) ------------------------------------
@@ -260,7 +269,7 @@ def _backward(
     steps = min(_STEPS, max(1, job.tiles * job.narrow // _PROGRAMS)) if paired else 1
     parts = -(-job.tiles // steps)
     sums_t = x.new_empty((parts, job.blocks * job.points), dtype=torch.float32)
-    sums_v = x.new_empty((parts, job.points if weight is not None else 0), dtype=torch.float32)
+    sums_v = x.new_empty((parts, job.blocks * job.points if weight is not None else 0), dtype=torch.float32)
     with _on(x):
         _kernels.get().backward[(parts * job.narrow,)](
             x,

@@ -109,9 +109,9 @@ def _thresholds(t, b, P: tl.constexpr, CLAMP: tl.constexpr):
 
 
 @triton.jit
-def _weights(v, P: tl.constexpr, HAS_V: tl.constexpr):
+def _weights(v, b, P: tl.constexpr, HAS_V: tl.constexpr):
     if HAS_V:
-        return tl.load(v + tl.arange(0, P))[None, :]
+        return tl.load(v + b * P + tl.arange(0, P))[None, :]
     return tl.full([1, P], 1.0, tl.float32)
 
 
@@ -145,16 +145,17 @@ def forward(
     base_in, here = _locate(tile, tiles, tiles_per_group, items, side_in, P, ITEMS)
     base_out, _ = _locate(tile, tiles, tiles_per_group, items, side_out, P, ITEMS)
     first = (tl.arange(0, P) == 0)[None, :]
-    w = _weights(v, P, HAS_V) * forth
     if EXPAND:
-        z = _hadamard(_load(x, base_in, j, side_in, here, P, WIDTH, ITEMS), ITEMS, P, LOG2_P) * w
+        z = _hadamard(_load(x, base_in, j, side_in, here, P, WIDTH, ITEMS), ITEMS, P, LOG2_P) * forth
         for b in range(j, blocks, narrow):
-            values = _threshold(z, _thresholds(t, b, P, CLAMP), first, SMOOTH, KEEP_DC) * back
+            values = z * _weights(v, b, P, HAS_V)
+            values = _threshold(values, _thresholds(t, b, P, CLAMP), first, SMOOTH, KEEP_DC) * back
             _store(y, _hadamard(values, ITEMS, P, LOG2_P), base_out, b, side_out, here, P, WIDTH, ITEMS)
     else:
         total = tl.zeros([ITEMS, P], tl.float32)
         for b in range(j, blocks, narrow):
-            z = _hadamard(_load(x, base_in, b, side_in, here, P, WIDTH, ITEMS), ITEMS, P, LOG2_P) * w
+            z = _hadamard(_load(x, base_in, b, side_in, here, P, WIDTH, ITEMS), ITEMS, P, LOG2_P) * forth
+            z = z * _weights(v, b, P, HAS_V)
             total += _threshold(z, _thresholds(t, b, P, CLAMP), first, SMOOTH, KEEP_DC) * back
         _store(y, _hadamard(total, ITEMS, P, LOG2_P), base_out, j, side_out, here, P, WIDTH, ITEMS)
 
@@ -192,13 +193,12 @@ def backward(
 ):
     """``steps`` tiles (1 unless ``PAIRED``) and one block of the narrow side.
 
-    ``sums_t`` ``(programs / narrow, blocks, P)`` and ``sums_v`` ``(programs, P)`` take what a program adds up; the
-    caller adds the rows, so that the sums come out the same in every run.
+    ``sums_t`` and ``sums_v`` ``(programs / narrow, blocks, P)`` take what a program adds up; the caller adds the rows,
+    so that the sums come out the same in every run.
     """
     j, part = tl.program_id(0) % narrow, tl.program_id(0) // narrow
     p = tl.arange(0, P)
     first = (p == 0)[None, :]
-    w = _weights(v, P, HAS_V)
     dt_total = tl.zeros([ITEMS, P], tl.float32)
     dv_total = tl.zeros([ITEMS, P], tl.float32)
     for step in range(steps):
@@ -216,22 +216,26 @@ def backward(
             else:
                 z = _hadamard(_load(x, base_in, b, side_in, here, P, WIDTH, ITEMS), ITEMS, P, LOG2_P) * forth
             threshold = _thresholds(t, b, P, CLAMP)
+            w = _weights(v, b, P, HAS_V)
             dz, dt = _threshold_gradient(z * w, threshold, g, first, SMOOTH, KEEP_DC)
             if PAIRED:
                 dt_total += dt
             else:
                 tl.store(sums_t + (part * blocks + b).to(tl.int64) * P + p, tl.sum(dt, axis=0))
             if HAS_V:
-                dv_total += dz * z
+                if PAIRED:
+                    dv_total += dz * z
+                else:
+                    tl.store(sums_v + (part * blocks + b).to(tl.int64) * P + p, tl.sum(dz * z, axis=0))
             if EXPAND:
-                dz_total += dz
+                dz_total += dz * w
             elif HAS_GX:
                 values = _hadamard(dz * (w * forth), ITEMS, P, LOG2_P)
                 _store(gx, values, base_in, b, side_in, here, P, WIDTH, ITEMS)
         if EXPAND and HAS_GX:
-            values = _hadamard(dz_total * (w * forth), ITEMS, P, LOG2_P)
+            values = _hadamard(dz_total * forth, ITEMS, P, LOG2_P)
             _store(gx, values, base_in, j, side_in, here, P, WIDTH, ITEMS)
     if PAIRED:
         tl.store(sums_t + (part * blocks + j).to(tl.int64) * P + p, tl.sum(dt_total, axis=0))
-    if HAS_V:
-        tl.store(sums_v + part.to(tl.int64) * P + p, tl.sum(dv_total, axis=0))
+        if HAS_V:
+            tl.store(sums_v + (part * blocks + j).to(tl.int64) * P + p, tl.sum(dv_total, axis=0))

@@ -14,6 +14,7 @@ from whtnet.kernels import cpu, gpu, reference
 from whtnet.kernels.shapes import empty_gradient, empty_like_input, empty_pixels
 
 _OPTIONS = "str kind, bool clamp, bool keep_dc, str norm"
+_OPTION_NAMES = ("kind", "clamp", "keep_dc", "norm")
 torch.library.define("whtnet::fwht2d", f"(Tensor x, Tensor threshold, Tensor? weight, {_OPTIONS}) -> Tensor")
 torch.library.define(
     "whtnet::fwht2d_backward",
@@ -21,12 +22,13 @@ torch.library.define(
     "-> (Tensor, Tensor, Tensor)",
 )
 torch.library.define(
-    "whtnet::bwht1d", f"(Tensor x, Tensor threshold, SymInt out_channels, {_OPTIONS}, SymInt stride) -> Tensor"
+    "whtnet::bwht1d",
+    f"(Tensor x, Tensor threshold, Tensor? weight, SymInt out_channels, {_OPTIONS}, SymInt stride) -> Tensor",
 )
 torch.library.define(
     "whtnet::bwht1d_backward",
-    f"(Tensor grad, Tensor x, Tensor threshold, SymInt out_channels, {_OPTIONS}, SymInt stride, bool input_gradient) "
-    "-> (Tensor, Tensor)",
+    f"(Tensor grad, Tensor x, Tensor threshold, Tensor? weight, SymInt out_channels, {_OPTIONS}, SymInt stride, "
+    "bool input_gradient) -> (Tensor, Tensor, Tensor)",
 )
 
 
@@ -40,13 +42,23 @@ def fwht2d(
 
 
 def bwht1d(
-    x: Tensor, threshold: Tensor, out_channels: int, *, kind: str, clamp: bool, keep_dc: bool, norm: str, stride: int
+    x: Tensor,
+    threshold: Tensor,
+    out_channels: int,
+    weight: Tensor | None,
+    *,
+    kind: str,
+    clamp: bool,
+    keep_dc: bool,
+    norm: str,
+    stride: int,
 ) -> Tensor:
     """:func:`whtnet.functional.bwht1d` by the fast backend of the input's device."""
     if stride != 1 and x.dim() > 4:  # the kernels subsample maps; other grids of pixels are subsampled here
         x, stride = x[(..., *(slice(None, None, stride),) * (x.dim() - 2))], 1
-    threshold = threshold.to(_parameter_dtype(x))
-    return torch.ops.whtnet.bwht1d(x, threshold, out_channels, kind, clamp, keep_dc, norm, stride)
+    dtype = _parameter_dtype(x)
+    weight = None if weight is None else weight.to(dtype)
+    return torch.ops.whtnet.bwht1d(x, threshold.to(dtype), weight, out_channels, kind, clamp, keep_dc, norm, stride)
 
 
 def _parameter_dtype(x: Tensor) -> torch.dtype:
@@ -85,13 +97,20 @@ def _(
     norm: str,
     input_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    gx = empty_gradient(x, input_gradient)
-    return gx, torch.empty_like(threshold), threshold.new_empty(0) if weight is None else torch.empty_like(weight)
+    return _fake_gradients(x, threshold, weight, input_gradient)
 
 
 @torch.library.register_fake("whtnet::bwht1d")
 def _(
-    x: Tensor, threshold: Tensor, out_channels: int, kind: str, clamp: bool, keep_dc: bool, norm: str, stride: int
+    x: Tensor,
+    threshold: Tensor,
+    weight: Tensor | None,
+    out_channels: int,
+    kind: str,
+    clamp: bool,
+    keep_dc: bool,
+    norm: str,
+    stride: int,
 ) -> Tensor:
     return empty_pixels(x, out_channels, stride)
 
@@ -101,6 +120,7 @@ def _(
     grad: Tensor,
     x: Tensor,
     threshold: Tensor,
+    weight: Tensor | None,
     out_channels: int,
     kind: str,
     clamp: bool,
@@ -108,8 +128,15 @@ def _(
     norm: str,
     stride: int,
     input_gradient: bool,
-) -> tuple[Tensor, Tensor]:
-    return empty_gradient(x, input_gradient), torch.empty_like(threshold)
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _fake_gradients(x, threshold, weight, input_gradient)
+
+
+def _fake_gradients(
+    x: Tensor, threshold: Tensor, weight: Tensor | None, input_gradient: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    gv = threshold.new_empty(0) if weight is None else torch.empty_like(weight)
+    return empty_gradient(x, input_gradient), torch.empty_like(threshold), gv
 
 
 # -- autograd ---------------------------------------------------------------------------------------------------------
@@ -133,49 +160,51 @@ def _register_autograd(name: str, function: type[torch.autograd.Function]) -> No
     _autograd.impl(name, differentiable, "Autograd")
 
 
-class _FWHT2d(torch.autograd.Function):
+class _Layer(torch.autograd.Function):
+    # Of both operators: the subclasses say how the gradient is computed.
     @staticmethod
     def forward(ctx: Any, operator: Any, x: Tensor, threshold: Tensor, weight: Tensor | None, *options: Any) -> Tensor:
         ctx.save_for_backward(x, threshold, weight)
         ctx.options = options
         return operator(x, threshold, weight, *options)
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple:
-        x, threshold, weight = ctx.saved_tensors
-        kind, clamp, keep_dc, norm = ctx.options
-        wanted = ctx.needs_input_grad[1]
+    @classmethod
+    def backward(cls, ctx: Any, grad: Tensor) -> tuple:
+        inputs, wanted = ctx.saved_tensors, ctx.needs_input_grad[1]
         if torch.is_grad_enabled():  # create_graph=True: the reference is differentiable any number of times
-            gx, gt, gv = _reference_gradient(
-                lambda x, t, v: reference.fwht2d(x, t, v, kind=kind, clamp=clamp, keep_dc=keep_dc, norm=norm),
-                (x, threshold, weight),
-                grad,
-            )
+            gx, gt, gv = _reference_gradient(lambda x, t, v: cls.reference(x, t, v, *ctx.options), inputs, grad)
         else:
-            gx, gt, gv = torch.ops.whtnet.fwht2d_backward(grad, x, threshold, weight, *ctx.options, wanted)
-        return None, gx if wanted else None, gt, None if weight is None else gv, None, None, None, None
-
-
-class _BWHT1d(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, operator: Any, x: Tensor, threshold: Tensor, *options: Any) -> Tensor:
-        ctx.save_for_backward(x, threshold)
-        ctx.options = options
-        return operator(x, threshold, *options)
+            gx, gt, gv = cls.gradient(grad, *inputs, *ctx.options, wanted)
+        return None, gx if wanted else None, gt, None if inputs[2] is None else gv, *(None,) * len(ctx.options)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple:
-        x, threshold = ctx.saved_tensors
-        out_channels, kind, clamp, keep_dc, norm, stride = ctx.options
-        wanted = ctx.needs_input_grad[1]
-        if torch.is_grad_enabled():
-            options = {"kind": kind, "clamp": clamp, "keep_dc": keep_dc, "norm": norm, "stride": stride}
-            gx, gt = _reference_gradient(
-                lambda x, t: reference.bwht1d(x, t, out_channels, **options), (x, threshold), grad
-            )
-        else:
-            gx, gt = torch.ops.whtnet.bwht1d_backward(grad, x, threshold, *ctx.options, wanted)
-        return None, gx if wanted else None, gt, None, None, None, None, None, None
+    def reference(x: Tensor, threshold: Tensor, weight: Tensor | None, *options: Any) -> Tensor:
+        raise NotImplementedError
+
+    @staticmethod
+    def gradient(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        raise NotImplementedError
+
+
+class _FWHT2d(_Layer):
+    @staticmethod
+    def reference(x: Tensor, threshold: Tensor, weight: Tensor | None, *options: Any) -> Tensor:
+        return reference.fwht2d(x, threshold, weight, **dict(zip(_OPTION_NAMES, options, strict=True)))
+
+    @staticmethod
+    def gradient(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.ops.whtnet.fwht2d_backward(*arguments)
+
+
+class _BWHT1d(_Layer):
+    @staticmethod
+    def reference(x: Tensor, threshold: Tensor, weight: Tensor | None, out_channels: int, *options: Any) -> Tensor:
+        named = dict(zip((*_OPTION_NAMES, "stride"), options, strict=True))
+        return reference.bwht1d(x, threshold, out_channels, weight, **named)
+
+    @staticmethod
+    def gradient(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.ops.whtnet.bwht1d_backward(*arguments)
 
 
 def _reference_gradient(function: Any, inputs: tuple, grad: Tensor) -> list[Tensor | None]:

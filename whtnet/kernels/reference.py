@@ -23,6 +23,7 @@ def bwht1d(
     x: Tensor,
     threshold: Tensor,
     out_channels: int,
+    weight: Tensor | None = None,
     *,
     kind: str = "smooth",
     clamp: bool = False,
@@ -34,7 +35,7 @@ def bwht1d(
     channels_last = is_channels_last(x)
     c = x.dim() - 1 if channels_last else 1
     options = {"kind": kind, "clamp": clamp, "keep_dc": keep_dc, "norm": norm, "stride": stride}
-    y = bwht1d_coefficients(x, threshold, out_channels, **options)
+    y = bwht1d_coefficients(x, threshold, out_channels, weight, **options)
     z = _fold(y, c, -(-out_channels // threshold.shape[1]))
     y = (
         _scaled(fwht(z, c + 1), 1 / NORMS[norm](threshold.shape[1]))
@@ -47,7 +48,16 @@ def bwht1d(
 
 
 def bwht1d_coefficients(
-    x: Tensor, threshold: Tensor, out_channels: int, *, kind: str, clamp: bool, keep_dc: bool, norm: str, stride: int
+    x: Tensor,
+    threshold: Tensor,
+    out_channels: int,
+    weight: Tensor | None,
+    *,
+    kind: str,
+    clamp: bool,
+    keep_dc: bool,
+    norm: str,
+    stride: int,
 ) -> Tensor:
     """The thresholded coefficients of :func:`bwht1d`, in float32 or more.
 
@@ -66,7 +76,9 @@ def bwht1d_coefficients(
     # Blocks live on dimension c, the coefficients of a block on dimension c + 1.
     z = _pad(_widen(x), c, blocks_in * block).unflatten(c, (blocks_in, block))
     z = _tile(_scaled(fwht(z, c + 1), NORMS[norm](block)), c, blocks_out)
-    t = threshold.reshape(*threshold.shape, *(1,) * (z.dim() - c - 2))
+    shape = (*threshold.shape, *(1,) * (z.dim() - c - 2))
+    z = z if weight is None else z * weight.reshape(shape)
+    t = threshold.reshape(shape)
     y = THRESHOLDS[kind](z, torch.relu(t) if clamp else t)
     return torch.where(_is_first(block, x.device).view(t.shape[1:]), z, y) if keep_dc else y
 

@@ -388,8 +388,9 @@ template <class R, class S> struct LanesLayer : Layer<R, S> {
         memset((void*)gradients, 0, job.blocks_in * tile * sizeof(V));
         for (int64_t b = 0; b < blocks; b++) {
           const int64_t i = b % job.blocks_in * tile, o = b % job.blocks_out * tile;
-          job.smooth ? pair_gradient<true>(b, sources + i, gradients + i, targets + o, dT + b * block)
-                     : pair_gradient<false>(b, sources + i, gradients + i, targets + o, dT + b * block);
+          V* const dv = dV ? dV + b * block : nullptr;
+          job.smooth ? pair_gradient<true>(b, sources + i, gradients + i, targets + o, dT + b * block, dv)
+                     : pair_gradient<false>(b, sources + i, gradients + i, targets + o, dT + b * block, dv);
         }
         for (int64_t b = 0; this->out && b < job.blocks_in; b++) {
           Passes<R>::alone(radix, gradients + b * tile);
@@ -400,12 +401,14 @@ template <class R, class S> struct LanesLayer : Layer<R, S> {
     }
   }
 
-  template <bool SMOOTH> void pair_gradient(int64_t b, const V* source, V* gradient, const V* target, V* dT) const {
+  template <bool SMOOTH>
+  void pair_gradient(int64_t b, const V* source, V* gradient, const V* target, V* dT, V* dV) const {
     const Parameters<R> w = this->parameters(b);
     for (int64_t k = 0; k < block; k++) {
       const int64_t at = place(k);
       V dz = target[at];
       if (!(job.keep_dc && k == 0)) dz = threshold_gradient<SMOOTH>(source[at] * w.W[k], w.T[k], dz, dT[k]);
+      if (dV) dV[k] += dz * source[at];
       gradient[at] += dz * w.U[k];
     }
   }

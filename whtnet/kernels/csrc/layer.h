@@ -112,7 +112,7 @@ template <class R, class S> struct Layer {
         U(blocks * slots) {
     for (int64_t at = 0; at < blocks * slots; at++) {
       const int64_t b = at / slots, p = coefficient[at % slots];
-      const R t = ((const R*)a.t)[b * block + p], v = has_weight ? ((const R*)a.v)[p] : R(1);
+      const R t = ((const R*)a.t)[b * block + p], v = has_weight ? ((const R*)a.v)[b * block + p] : R(1);
       active[at] = !(job.clamp && t <= 0);
       T[at] = active[at] ? t : R(0);
       scaled[at] = T[at] * back;
@@ -137,16 +137,15 @@ template <class R, class S> struct Layer {
   double* chunk_sums(int64_t chunk) { return sums.data() + chunk * 2 * blocks * slots; }
 
   void finish(R* gt, R* gv) const {
-    std::vector<double> t(blocks * block), v(block);
+    std::vector<double> t(blocks * block), v(blocks * block);
     for (int64_t c = 0; c < chunks; c++)
       for (int64_t at = 0; at < blocks * slots; at++) {
-        const int64_t p = coefficient[at % slots];
-        if (active[at]) t[at / slots * block + p] -= sums[2 * c * blocks * slots + at];
-        v[p] += sums[(2 * c + 1) * blocks * slots + at];
+        const int64_t i = at / slots * block + coefficient[at % slots];
+        if (active[at]) t[i] -= sums[2 * c * blocks * slots + at];
+        v[i] += sums[(2 * c + 1) * blocks * slots + at];
       }
     for (int64_t i = 0; i < blocks * block; i++) gt[i] = R(t[i] * back);
-    if (gv)
-      for (int64_t p = 0; p < block; p++) gv[p] = R(v[p] * forth * back);
+    for (int64_t i = 0; gv && i < blocks * block; i++) gv[i] = R(v[i] * forth * back);
   }
 
  private:

@@ -531,6 +531,7 @@ template <class R, class S> struct PointsLayer : Layer<R, S> {
           for (int v = 0; v < vectors; v++) {
             const V z = sources[i + v] * load(w.W + v * L);
             const V dz = gradient<SMOOTH>(z, targets[o + v], w, v, dT[b * vectors + v]);
+            if (dV) dV[b * vectors + v] += dz * sources[i + v];
             gradients[i + v] += dz * load(w.U + v * L);
           }
         }
