@@ -47,6 +47,15 @@ def test_published_parameter_counts(backbone, settings, policy, with_bn, count):
     assert ours == count
 
 
+def test_block_sizes_that_a_site_decides():
+    model = build_backbone("resnet20")
+    apply_policy_(model, rules(rule("conv1x1", "BWHT1d", block_size="in_channels")))
+    assert [m.block_size for m in model.modules() if isinstance(m, BWHT1d)] == [16, 32]
+    model = nn.Sequential(nn.Conv2d(24, 144, 1), nn.Conv2d(144, 32, 1), nn.Conv2d(32, 96, 1))
+    apply_policy_(model, rules(rule("conv1x1", "BWHT1d", block_size="common")), (24, 8, 8))
+    assert [m.block_size for m in model] == [8, 16, 32]
+
+
 def test_controls_leave_the_second_convolution_out_or_make_it_depthwise():
     dense = sum(c * c * 9 + c for c in (16, 32, 64) for _ in range(3))
     depthwise = sum(c * 9 + c for c in (16, 32, 64) for _ in range(3))
@@ -93,7 +102,7 @@ def test_a_batch_norm_in_front_is_all_that_pre_norm_adds():
     assert isinstance(model.layer2[1].conv2, PreNormFWHT2d)
     with pytest.raises(PolicyError, match="matches nothing"):  # what is inside the new layers is no site
         apply_policy_(model, rules(rule("conv3x3", "PreNormFWHT2d", {"nth": 2, "part": "blocks"})))
-    with pytest.raises(PolicyError, match=r"squeeze_excite can be replaced by FWHT2d, keep"):
+    with pytest.raises(PolicyError, match=r"squeeze_excite can be replaced by FWHT2d, Identity, keep"):
         apply_policy_(build_backbone("mobilenet_v3_large"), rules(rule("squeeze_excite", "PreNormFWHT2d")))
 
 
@@ -282,8 +291,8 @@ class Grouped(nn.Module):
         ),
         (
             lambda: build_backbone("resnet20"),
-            rules(rule("conv1x1", "BWHT1d"), options={"weight": True}),
-            ["weight", "none of its layers"],
+            rules(rule("conv1x1", "BWHT1d"), options={"paths": 3}),
+            ["paths", "none of its layers"],
         ),
         (lambda: build_backbone("resnet20"), rules(rule("conv3x3", "FWHT2d", {"blocks": "10-11"})), ["10", "1 to 9"]),
         (lambda: build_backbone("resnet20"), rules(rule("conv3x4", "FWHT2d")), ["conv3x4", "conv3x3"]),

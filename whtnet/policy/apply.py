@@ -156,17 +156,26 @@ def _names(sites: list[Site]) -> str:
 
 # --- Building layers ---
 
+# Block sizes that depend on the site, by the word for them in a policy.
+BLOCK_SIZES: dict[Any, Callable[[int, int], int]] = {
+    "in_channels": lambda c_in, c_out: c_in,
+    "common": lambda c_in, c_out: math.gcd(c_in, c_out) & -math.gcd(c_in, c_out),  # largest power of two in both
+}
+
 
 def _build_bwht1d(site: Site, options: dict[str, Any]) -> nn.Module:
     conv = site.module
+    c_in, c_out = site.input_shape[0], site.output_shape[0]
+    if (word := options.get("block_size")) in BLOCK_SIZES:
+        options = options | {"block_size": BLOCK_SIZES[word](c_in, c_out)}
     if isinstance(conv, nn.Linear):
-        return BWHT1d(conv.in_features, conv.out_features, channel_dim=-1, **options)
+        return BWHT1d(c_in, c_out, channel_dim=-1, **options)
     _require(conv.groups == 1, site, f"groups={conv.groups}; only a dense 1×1 convolution qualifies")
     _require(conv.stride[0] == conv.stride[1], site, f"stride={conv.stride}; it must be the same in both dimensions")
     _require(
         conv.padding in ((0, 0), "valid", "same", 0), site, f"padding={conv.padding}; a 1×1 convolution needs none"
     )
-    return BWHT1d(conv.in_channels, conv.out_channels, stride=conv.stride[0], **options)
+    return BWHT1d(c_in, c_out, stride=conv.stride[0], **options)
 
 
 def _check_spatial(site: Site) -> None:
