@@ -14,6 +14,7 @@ import references
 import torch
 from torch import nn
 from torch.func import functional_call
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from whtnet import functional
 from whtnet.layers import (
@@ -409,6 +410,17 @@ every_layer = pytest.mark.parametrize("name", LAYERS)
 def build(name, **keywords):
     make, shape, _ = LAYERS[name]
     return randomise(make(**keywords)), shape
+
+
+@every_layer
+def test_torch_fx_keeps_a_layer_whole(name):
+    layer, shape = build(name)
+    model, x = nn.Sequential(nn.Sequential(nn.Identity(), layer), nn.ReLU()).eval(), torch.randn(shape)
+    traced = torch.fx.symbolic_trace(model)
+    targets = [node.target for node in traced.graph.nodes if node.op == "call_module"]
+    assert targets[:2] == ["0.0", "0.1.fwht" if name == "pre-gap" else "0.1.norm" if name == "pre-norm" else "0.1"]
+    assert torch.equal(traced(x), model(x))
+    assert torch.equal(create_feature_extractor(model, {"1": "y"})(x)["y"], model(x))
 
 
 @every_layer

@@ -5,11 +5,13 @@ parameters in ``spectral_parameters``, so that an optimiser can treat them apart
 :func:`spectral_parameter_names`).
 """
 
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,6 +22,18 @@ from whtnet.transforms import is_power_of_two, next_power_of_two, released_order
 INITIAL_THRESHOLD = 0.1  # upper end of the uniform distribution, from the authors' layer code
 RAMP = "ramp"  # the released layers' initial thresholds
 BLOCKS = ("shared", "separate")
+
+
+def _leaf(forward: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
+    """``forward`` of a module that torch.fx keeps whole, as it does those of torch.nn."""
+
+    @functools.wraps(forward)
+    def forward_or_node(self: nn.Module, x: Tensor) -> Tensor:
+        if isinstance(x, torch.fx.Proxy):
+            return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x,), {})
+        return forward(self, x)
+
+    return forward_or_node
 
 
 class SpectralLayer(nn.Module):
@@ -180,6 +194,7 @@ class BWHT1d(SpectralLayer):
         if self.weight is not None:
             nn.init.ones_(self.weight)
 
+    @_leaf
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C_in, *spatial)`` → ``(N, C_out, *ceil(spatial / stride))``."""
         x = self._channels_first(x)
@@ -297,6 +312,7 @@ class FWHT2d(SpectralLayer):
         if self.weight is not None:
             nn.init.ones_(self.weight)
 
+    @_leaf
     def forward(self, x: Tensor) -> Tensor:
         """``(..., C, H, W)`` → ``(..., C, ceil(H / stride), ceil(W / stride))``."""
         _check_map(self, x)
@@ -393,6 +409,7 @@ class HTPerceptron2d(SpectralLayer):
         for conv in self.convs:
             conv.reset_parameters()
 
+    @_leaf
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C_in, H, W)`` → ``(N, C_out, H, W)``."""
         y = functional.inverse_fwht_maps(sum(self._paths(x)), x, self.norm)
