@@ -16,6 +16,7 @@ from layer_checks import BF16, F32, F64, FORMATS, OPTIONS, check, parameter, wei
 import whtnet
 from whtnet import BWHT1d, FWHT2d, functional, kernels
 from whtnet.kernels import cpu, reference
+from whtnet.kernels.lazy import KernelError
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -361,3 +362,10 @@ def test_on_processors_with_shorter_vectors(flags, tmp_path):
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", wanted]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:]
+
+
+@needs_kernel
+def test_a_library_with_another_job_is_refused(monkeypatch):
+    monkeypatch.setattr(cpu, "_JOB_FIELDS", ("dtype", "another"))
+    with pytest.raises(KernelError, match="takes another job: dtype layout"):
+        cpu._load()

@@ -50,7 +50,7 @@ def compile_for(capability, name, job, dtype, **constants):
     for i, argument in enumerate(kernel.arg_names):
         if argument in fixed:
             signature[argument], constant[i,] = "constexpr", values[argument]
-        elif argument == "scale":
+        elif argument in ("forth", "back"):
             signature[argument] = "fp32"
         elif argument.startswith("side"):
             signature[argument] = tuple(describe(v, (i, k)) for k, v in enumerate(values[argument]))

@@ -14,8 +14,15 @@ import torch
 from torch import Tensor
 
 from whtnet.kernels.build import load_library
-from whtnet.kernels.lazy import LazyKernel
+from whtnet.kernels.lazy import KernelError, LazyKernel
 from whtnet.kernels.shapes import as_stored, empty_gradient, empty_like_input, empty_pixels, takes
+
+# Of `Job` and `Side` in csrc/layer.h; the library's names are compared with these when it is loaded.
+_JOB_FIELDS = (
+    *("dtype", "layout", "smooth", "keep_dc", "clamp", "ortho", "log2_block", "blocks_in", "blocks_out", "width"),
+    *("images", "lanes", "lanes_i", "lanes_j"),
+)
+_SIDE_FIELDS = ("image", "n", "i", "j", "point", "row", "H", "W")
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
 _LANES, _POINTS = 0, 1  # layouts, see csrc/spectral.cpp
@@ -36,7 +43,11 @@ def available() -> bool:
 
 
 def _load() -> ctypes._CFuncPtr:
-    function = load_library().whtnet_layer
+    library = load_library()
+    library.whtnet_job_fields.restype = ctypes.c_char_p
+    if (theirs := library.whtnet_job_fields().decode().split()) != [*_JOB_FIELDS, "|", *_SIDE_FIELDS]:
+        raise KernelError(f"the compiled kernel takes another job: {' '.join(theirs)}; remove it, it is compiled again")
+    function = library.whtnet_layer
     function.argtypes = [ctypes.c_void_p] * 8 + [ctypes.c_int] + [ctypes.c_void_p] * 2
     function.restype = ctypes.c_int
     return function
@@ -142,7 +153,7 @@ def _like(grad: Tensor, layout: torch.memory_format) -> Tensor:
 
 
 def _run(
-    job: ctypes.Array,
+    job: "_Job",
     x: Tensor,
     grad: Tensor | None,
     threshold: Tensor,
@@ -171,7 +182,15 @@ def _run(
         raise MemoryError("the kernel has no memory for its scratch space")
 
 
-# -- the job: where everything lies (the fields of `Job` in csrc/layer.h) ---------------------------------------------
+# -- the job: where everything lies -----------------------------------------------------------------------------------
+
+
+class _Side(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_int64) for name in _SIDE_FIELDS)
+
+
+class _Job(ctypes.Structure):
+    _fields_ = (*((name, ctypes.c_int64) for name in _JOB_FIELDS), ("side_in", _Side), ("side_out", _Side))
 
 
 @functools.lru_cache(maxsize=512)
@@ -184,17 +203,18 @@ def _job_2d(
     clamp: bool,
     keep_dc: bool,
     norm: str,
-) -> ctypes.Array:
+) -> _Job:
     *leading, height, width = shape
     maps = math.prod(leading)
     if layout == torch.channels_last:
         n, c = leading
-        side = (height * width * c, 0, 0, 1, c, width * c, height, width)
-        grid = (_LANES, n, c, 1, c)
+        side = _Side(image=height * width * c, j=1, point=c, row=width * c, H=height, W=width)
+        grid = {"layout": _LANES, "images": n, "lanes": c, "lanes_i": 1, "lanes_j": c}
     else:
-        side = (0, height * width, 0, 0, 1, width, height, width)
-        grid = (_POINTS, 1, maps, 1, 1)
-    return _pack(dtype, grid, kind, clamp, keep_dc, norm, math.prod(padded), (1, 1), padded[1], side, side)
+        side = _Side(n=height * width, point=1, row=width, H=height, W=width)
+        grid = {"layout": _POINTS, "images": 1, "lanes": maps, "lanes_i": 1, "lanes_j": 1}
+    blocks = {"log2_block": _log2(math.prod(padded)), "blocks_in": 1, "blocks_out": 1, "width": padded[1]}
+    return _Job(**_options(dtype, kind, clamp, keep_dc, norm), **grid, **blocks, side_in=side, side_out=side)
 
 
 @functools.lru_cache(maxsize=512)
@@ -209,7 +229,7 @@ def _job_1d(
     keep_dc: bool,
     norm: str,
     stride: int,
-) -> ctypes.Array:
+) -> _Job:
     n, channels, *spatial = shape
     if stride == 1 or len(spatial) < 2:
         spatial = [1, math.prod(spatial)]
@@ -217,33 +237,30 @@ def _job_1d(
     h, w = -(-height // stride), -(-width // stride)
     counts = -(-channels // block), -(-out_channels // block)
 
-    def side(c: int, height: int, width: int, step: int) -> tuple[int, ...]:
+    def side(c: int, height: int, width: int, step: int) -> _Side:
         pixels = height * width
         if by_points:
-            return (0, pixels * c, step * width * c, step * c, 1, 0, 1, c)
-        return (c * pixels, 0, step * width, step, pixels, 0, 1, c)
+            return _Side(n=pixels * c, i=step * width * c, j=step * c, point=1, H=1, W=c)
+        return _Side(image=c * pixels, i=step * width, j=step, point=pixels, H=1, W=c)
 
     by_points = layout == torch.channels_last or height * width == 1
-    grid = (_POINTS, 1, n * h * w, h, w) if by_points else (_LANES, n, h * w, h, w)
-    sides = side(channels, height, width, stride), side(out_channels, h, w, 1)
-    return _pack(dtype, grid, kind, clamp, keep_dc, norm, block, counts, max(counts) * block, *sides)
+    images, lanes = (1, n * h * w) if by_points else (n, h * w)
+    grid = {"layout": _POINTS if by_points else _LANES, "images": images, "lanes": lanes, "lanes_i": h, "lanes_j": w}
+    blocks = {"blocks_in": counts[0], "blocks_out": counts[1], "width": max(counts) * block}
+    return _Job(
+        **_options(dtype, kind, clamp, keep_dc, norm),
+        **grid,
+        **blocks,
+        log2_block=_log2(block),
+        side_in=side(channels, height, width, stride),
+        side_out=side(out_channels, h, w, 1),
+    )
 
 
-def _pack(
-    dtype: torch.dtype,
-    grid: tuple[int, ...],
-    kind: str,
-    clamp: bool,
-    keep_dc: bool,
-    norm: str,
-    block: int,
-    blocks: tuple[int, int],
-    width: int,
-    side_in: tuple[int, ...],
-    side_out: tuple[int, ...],
-) -> ctypes.Array:
-    layout, *lanes = grid
-    smooth = {"smooth": 1, "soft": 0}[kind]
-    options = (_DTYPES[dtype], layout, smooth, int(keep_dc), int(clamp), int(norm == "ortho"))
-    fields = (*options, block.bit_length() - 1, *blocks, width, *lanes, *side_in, *side_out)
-    return (ctypes.c_int64 * len(fields))(*fields)
+def _options(dtype: torch.dtype, kind: str, clamp: bool, keep_dc: bool, norm: str) -> dict[str, int]:
+    flags = {"smooth": kind == "smooth", "keep_dc": keep_dc, "clamp": clamp, "ortho": norm == "ortho"}
+    return {"dtype": _DTYPES[dtype], **flags}
+
+
+def _log2(n: int) -> int:
+    return n.bit_length() - 1

@@ -8,24 +8,29 @@
 
 namespace {
 
-// ---- the job, as Python describes it (the order of the fields is that of `_pack` in cpu.py) --------------------------
+// ---- the job, as Python describes it: `Side` and `Job` of cpu.py, which compares the names of their fields with these -
 
 enum { LANES = 0, POINTS = 1 };
 
-struct Side {       // how one activation lies in memory, in elements
-  int64_t image;    // from one image to the next
-  int64_t n, i, j;  // item number q = (q_n, q_i, q_j): steps of its three parts
-  int64_t point;    // from one point of a row to the next
-  int64_t row;      // from one row of points to the next
-  int64_t H, W;     // rows and points per row that exist
-};
+// How one activation lies in memory, in elements: steps from one image to the next; of the three parts of an item's
+// number q = (q_n, q_i, q_j); from one point of a row, and from one row of points, to the next; rows and points per row
+// that exist.
+#define SIDE_FIELDS(F) F(image) F(n) F(i) F(j) F(point) F(row) F(H) F(W)
 
+// width: padded points per row. lanes: items per image; lanes_i, lanes_j: sizes of the last two parts of their numbers.
+#define JOB_FIELDS(F) \
+  F(dtype) F(layout) F(smooth) F(keep_dc) F(clamp) F(ortho) F(log2_block) F(blocks_in) F(blocks_out) F(width) \
+  F(images) F(lanes) F(lanes_i) F(lanes_j)
+
+#define FIELD(name) int64_t name;
+struct Side {
+  SIDE_FIELDS(FIELD)
+};
 struct Job {
-  int64_t dtype, layout, smooth, keep_dc, clamp, ortho;
-  int64_t log2_block, blocks_in, blocks_out, width;  // width: padded points per row
-  int64_t images, lanes, lanes_i, lanes_j;           // items per image; sizes of the last two parts of an item's number
+  JOB_FIELDS(FIELD)
   Side in, out;
 };
+#undef FIELD
 
 struct Arrays {
   const void *x, *gy, *t, *v;  // gy: null for the forward pass; v: null without weights

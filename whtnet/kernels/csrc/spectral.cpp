@@ -46,12 +46,16 @@ template <class R, class S> int run(const Job& job, const Arrays& a, void* gt, v
 
 }  // namespace
 
+// The names of the fields of a job, and of each of its sides.
+#define NAME(name) #name " "
+extern "C" const char* whtnet_job_fields() { return JOB_FIELDS(NAME) "| " SIDE_FIELDS(NAME); }
+#undef NAME
+
 // Forward where `gy` is null: out = layer(x). Otherwise the gradients: out (may be null) of x, gt of t, gv of v.
 // Returns 0, or 1 if there was no memory.
-extern "C" int whtnet_layer(const int64_t* fields, const void* x, const void* gy, const void* t, const void* v, void* out,
+extern "C" int whtnet_layer(const Job* described, const void* x, const void* gy, const void* t, const void* v, void* out,
                             void* gt, void* gv, int count, void* fork, void* number) try {
-  Job job;
-  memcpy(&job, fields, sizeof job);
+  const Job& job = *described;
   const Arrays arrays{x, gy, t, v, out};
   const Threads threads{count, (Fork)fork, (ThreadNumber)number};
   switch (job.dtype) {
