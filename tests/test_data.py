@@ -32,6 +32,7 @@ CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 def elsewhere(tmp_path, monkeypatch):
     """No test finds data of the machine that it runs on."""
     monkeypatch.delenv("WHTNET_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
 
@@ -352,6 +353,67 @@ def test_images_are_decoded_once_in_a_process(cifar_tars, monkeypatch):
     monkeypatch.setattr(Files, "open", None)
     again = load_dataset("cifar10", root=folder, crop_padding=4, flip=True, mean=[0, 0, 0])
     assert again.train.images is first.train.images
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Numbers of images that are decoded, one for each split; a new process at each load."""
+    counts = []
+    decode = Files.decode
+    monkeypatch.setattr(Files, "decode", lambda files: counts.append(len(files)) or decode(files))
+
+    def load(folder):
+        counts.clear()
+        sources._read.cache_clear()
+        return load_dataset("cifar10", root=str(folder), download=False), list(counts)
+
+    return load
+
+
+def test_cifar_is_decoded_at_the_first_start_and_kept(cifar_tars, decoded, tmp_path, capsys):
+    folder, train, test = cifar_tars
+    first, counts = decoded(folder)
+    assert counts == [30, 20]
+    (file,) = (tmp_path / "cache" / "whtnet" / "data").glob("*.npz")
+    assert f"kept in {file}" in capsys.readouterr().err
+    assert file.stat().st_mode & 0o77 == 0
+    again, counts = decoded(folder)
+    assert counts == []
+    assert capsys.readouterr().err == ""
+    assert again.classes == first.classes == CIFAR10
+    for split, images in (("train", train), ("test", test)):
+        assert torch.equal(getattr(again, split).images, images)
+        assert torch.equal(getattr(again, split).labels, getattr(first, split).labels)
+    file.write_bytes(file.read_bytes()[:-1000])
+    repaired, counts = decoded(folder)
+    assert counts == [30, 20]
+    assert torch.equal(repaired.train.images, train)
+    changed = as_tensor(write_images(folder / "train.tar", CIFAR10, 3, first_seed=500))
+    assert torch.equal(decoded(folder)[0].train.images, changed)
+    assert len(list(file.parent.glob("*.npz"))) == 1  # the old one is of no use
+
+
+def test_a_kept_file_is_never_unpickled(cifar_tars, decoded, tmp_path):
+    decoded(cifar_tars[0])
+    (file,) = (tmp_path / "cache" / "whtnet" / "data").glob("*.npz")
+    np.savez(file, classes=np.array([print], dtype=object))
+    assert decoded(cifar_tars[0])[1] == [30, 20]
+
+
+@pytest.mark.parametrize("fault", ["a file in its place", "others can write"])
+def test_without_a_private_folder_nothing_is_kept(cifar_tars, decoded, tmp_path, capsys, fault):
+    place = tmp_path / "cache"
+    if fault == "others can write":
+        (place / "whtnet" / "data").mkdir(parents=True)
+        (place / "whtnet" / "data").chmod(0o777)
+    else:
+        place.touch()
+    for _ in range(2):
+        dataset, counts = decoded(cifar_tars[0])
+        assert counts == [30, 20]
+        assert torch.equal(dataset.train.images, cifar_tars[1])
+    assert capsys.readouterr().err == ""
+    assert not list(tmp_path.glob("cache/**/*.npz"))
 
 
 def test_the_normalisation_applies_to_images_from_a_tar(cifar_tars):

@@ -4,8 +4,10 @@ import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torchvision
 from sklearn.datasets import load_digits
@@ -13,6 +15,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.nn import functional as F
 
+from whtnet.data.cache import keep_decoded
 from whtnet.data.errors import DatasetError, DatasetNotFoundError
 from whtnet.data.folders import Listing
 from whtnet.data.hub import open_hub
@@ -136,10 +139,9 @@ def _torchvision(place: Place, download: bool) -> Source:
     class_name, num_classes, mean, std = TORCHVISION[place.name]
     tars = [place.root / "train.tar", place.root / "test.tar"]
     if place.name.startswith("cifar") and all(tar.exists() for tar in tars):
-        classes, splits = open_folders(list_splits(tars), (32, 32))
-        if len(classes) != num_classes:
-            raise DatasetError(f"{tars[0]} has {len(classes)} classes, but {place.name} has {num_classes}")
-        return Source(classes, *(split.decode() for split in splits), mean, std)
+        arrays = keep_decoded(place.name, tars, lambda: _decode_tars(place.name, tars, num_classes))
+        train, test = (Split(*(torch.from_numpy(arrays[f"{s}_{of}"]) for of in _SPLIT)) for s in ("train", "test"))
+        return Source(tuple(map(str, arrays["classes"])), train, test, mean, std)
 
     def read(download: bool) -> list[Any]:
         dataset = getattr(torchvision.datasets, class_name)
@@ -157,6 +159,18 @@ def _torchvision(place: Place, download: bool) -> Source:
         raise place.missing(error) from error
     train, test = (Split(_as_rgb32(torch.as_tensor(s.data)), torch.as_tensor(s.targets)) for s in sets)
     return Source(tuple(sets[0].classes), train, test, mean, std)
+
+
+_SPLIT = ("images", "labels")
+
+
+def _decode_tars(name: str, tars: Sequence[Path], num_classes: int) -> dict[str, np.ndarray]:
+    classes, splits = open_folders(list_splits(tars), (32, 32))
+    if len(classes) != num_classes:
+        raise DatasetError(f"{tars[0]} has {len(classes)} classes, but {name} has {num_classes}")
+    decoded = dict(zip(("train", "test"), (split.decode() for split in splits), strict=True))
+    arrays = {f"{s}_{of}": getattr(split, of).numpy() for s, split in decoded.items() for of in _SPLIT}
+    return {"classes": np.array(classes), **arrays}
 
 
 def _as_rgb32(data: Tensor) -> Tensor:
