@@ -8,6 +8,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from whtnet.classifier import Classifier
 from whtnet.data import DatasetError, Loaders, load_dataset
+from whtnet.data.places import few
 from whtnet.errors import UserError
 
 
@@ -29,19 +30,35 @@ def load_data(model: Classifier, overrides: Sequence[str], batch_size: int, devi
         raise UserError(f"{' '.join(overrides)}: {error}") from error
     if unknown := sorted(set(given) - {"dataset"}):
         raise UserError(f"unknown setting {unknown[0]}; only dataset.NAME=VALUE applies to a trained model")
+    if isinstance(name := given.get("dataset", {}), str | int):
+        raise UserError(f"dataset={name} is no setting of a data set; for another one give dataset.name={name}")
     normalisation = {"mean": model.mean.flatten().tolist(), "std": model.std.flatten().tolist()}
-    settings = {**model.dataset, **given.get("dataset", {}), **normalisation}
+    chosen = given.get("dataset", {})
+    known = model.dataset if chosen.get("name", model.dataset.get("name")) == model.dataset.get("name") else {}
+    settings = {**known, **chosen, **normalisation}
     if "name" not in settings:
         raise DatasetError("the model does not say what it was trained on; pass dataset.name=…")
     dataset = load_dataset(**settings)
-    if dataset.classes != model.classes:
-        raise DatasetError(
-            f"{dataset.name} has the classes {_few(dataset.classes)}, but the model knows {_few(model.classes)}"
-        )
+    _compare(dataset.classes, model.classes, dataset.title)
     if dataset.input_size != model.input_size:
-        raise DatasetError(f"{dataset.name} has images of {dataset.input_size}, but the model takes {model.input_size}")
+        raise DatasetError(
+            f"{dataset.title} has images of {dataset.input_size}, but the model takes {model.input_size}"
+        )
     return dataset.loaders(batch_size=batch_size, device=device, seed=0)
 
 
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f", … ({len(names)})" if len(names) > 5 else "")
+def _compare(found: Sequence[str], known: Sequence[str], title: str) -> None:
+    """Raise a DatasetError unless the classes of the data are the model's, in its order."""
+    if list(found) == list(known):
+        return
+    if sorted(found) == sorted(known):
+        first = next(i for i, pair in enumerate(zip(found, known, strict=True)) if len(set(pair)) > 1)
+        raise DatasetError(
+            f"{title} has the model's classes in another order: the first to differ, number {first}, is "
+            f"{found[first]!r} there and {known[first]!r} to the model; rename folders, or train anew"
+        )
+    more, fewer = ([name for name in a if name not in set(b)] for a, b in ((found, known), (known, found)))
+    raise DatasetError(
+        f"{title} has other classes than the model: it lacks {few(fewer) or 'none'}, and the model does not know "
+        f"{few(more) or 'none'}"
+    )

@@ -8,11 +8,10 @@ import json
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 from whtnet.classifier import Classifier
 from whtnet.console import console, exit_on_user_error
-from whtnet.data import DatasetError
+from whtnet.data.pixels import open_rgb
 from whtnet.tables import Column, Table, to_rich
 
 
@@ -44,14 +43,9 @@ def predict(model: Classifier, path: Path, top: int) -> dict[str, float]:
     """The ``top`` likeliest classes of an image and their probabilities, in order.
 
     Raises:
-        DatasetError: if the file can't be read as an image.
+        DatasetError: if the file can't be decoded as an image.
     """
-    try:
-        with Image.open(path) as image:
-            pixels = model.preprocess(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DatasetError(f"{path} can't be read as an image: {error}") from error
-    values, indices = model(pixels)[0].softmax(0).topk(min(max(top, 1), len(model.classes)))
+    values, indices = model(model.preprocess(open_rgb(path)))[0].softmax(0).topk(min(max(top, 1), len(model.classes)))
     return {model.classes[i]: value for i, value in zip(indices.tolist(), values.tolist(), strict=True)}
 
 

@@ -112,8 +112,8 @@ def test_what_is_no_model_is_named(trained, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(CheckpointError, match="neither a run's checkpoint"):
         Classifier.load(tmp_path)
-    with pytest.raises(CheckpointError, match="no/such/folder is no trained model"):
-        Classifier.load("no/such/folder")
+    with pytest.raises(CheckpointError, match=r"no/such is no trained model.*as a name on the hub it can't be read"):
+        Classifier.load("no/such")
     (tmp_path / "checkpoint.pt").write_bytes((trained[1] / "checkpoint.pt").read_bytes()[:1000])
     with pytest.raises(CheckpointError, match=r"can't be read as a checkpoint"):
         Classifier.load(tmp_path)
@@ -123,6 +123,17 @@ def test_what_is_no_model_is_named(trained, tmp_path, monkeypatch):
     save_checkpoint(tmp_path / "checkpoint.pt", state, "f")
     with pytest.raises(CheckpointError, match="weights of another network"):
         Classifier.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "source", ["nowhere", "runs/nowhere", "no/such/folder", "./a", "../a", "/a/b", "~/a", "a/", ""]
+)
+def test_a_wrong_path_asks_no_hub(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    monkeypatch.setattr(Classifier, "from_pretrained", lambda name: pytest.fail("asked the hub"))
+    with pytest.raises(CheckpointError, match=r"no such folder or file|neither a run's"):
+        Classifier.load(source)
 
 
 # --- Evaluation ---
@@ -165,7 +176,9 @@ def test_evaluate_prints_what_training_recorded(trained, tmp_path, script):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("dataset.num_classes=3", "the model knows class 0, class 1"),
+        ("dataset.num_classes=3", "other classes than the model: it lacks class 3"),
+        ("dataset.name=digits", "the model does not know 0, 1, 2, 3, 4, … (10)"),
+        ("dataset=cifar10", "for another one give dataset.name=cifar10"),
         ("dataset.size=8", "(3, 16, 16)"),
         ("seed=1", "seed"),
     ],
@@ -190,10 +203,15 @@ def test_predict_names_the_classes(trained, tmp_path, script, capsys):
     assert [*probabilities.values()] == sorted(probabilities.values(), reverse=True)
     assert probabilities["class 2"] == pytest.approx(expected[2].item(), rel=1e-4)
     assert "a.png" in script("predict", trained[1], tmp_path / "a.png")
+    sideways = Image.Exif()
+    sideways[0x0112] = 6  # to be turned clockwise
+    image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "c.png", exif=sideways)
+    turned = json.loads(script("predict", trained[1], tmp_path / "c.png", "--json", "--top", "4"))
+    assert turned[str(tmp_path / "c.png")] == pytest.approx(probabilities)
     (tmp_path / "b.png").write_text("no image")
     with pytest.raises(SystemExit):
         script("predict", trained[1], tmp_path / "b.png")
-    assert "b.png can't be read as an image" in " ".join(capsys.readouterr().out.split())
+    assert "b.png can't be decoded as an image" in " ".join(capsys.readouterr().out.split())
 
 
 # --- Export ---

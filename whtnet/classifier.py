@@ -1,5 +1,6 @@
 """A trained network with all it takes to use it: class names, image size, normalisation; on disk and on a model hub."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from timm.data import create_transform
 from torch import Tensor, nn
 
 from whtnet.backbones import build_backbone
+from whtnet.data.pixels import to_rgb
 from whtnet.engine import CHECKPOINT, CheckpointError, load_checkpoint
 from whtnet.errors import UserError
 from whtnet.policy import Policy, apply_policy_
@@ -118,6 +120,10 @@ class Classifier(
             return cls._from_checkpoint(file)
         if path.is_dir() and not (path / "config.json").exists():
             raise CheckpointError(f"{path} holds neither a run's {CHECKPOINT} nor a saved model's config.json")
+        if not path.is_dir() and not _may_be_on_the_hub(str(source)):
+            raise CheckpointError(
+                f"{source} is no trained model: there is no such folder or file (from a hub, give OWNER/NAME)"
+            )
         try:
             return cls.from_pretrained(str(source))
         except UserError:
@@ -151,9 +157,13 @@ class Classifier(
         return self.network((images - self.mean) / self.std)
 
     def preprocess(self, image: Image.Image) -> Tensor:
-        """Resize the shorter side and crop the centre: ``(1, C, H, W)`` in 0..1."""
-        options = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "crop_pct": 1.0}
-        return create_transform(self.input_size, is_training=False, **options)(image.convert("RGB")).unsqueeze(0)
+        """Turn upright, resize the shorter side and crop the centre: ``(1, C, H, W)`` in 0..1, as in evaluation.
+
+        Raises:
+            ValueError: for pixels that can't become RGB, see :func:`whtnet.data.pixels.to_rgb`.
+        """
+        options = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "crop_pct": self.dataset.get("crop_pct", 1.0)}
+        return create_transform(self.input_size, is_training=False, **options)(to_rgb(image)).unsqueeze(0)
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """The card that ``save_pretrained`` writes as ``README.md``."""
@@ -173,3 +183,9 @@ class Classifier(
             classes=len(self.classes),
             training=self.training_facts,
         )
+
+
+def _may_be_on_the_hub(source: str) -> bool:
+    """Whether to ask a hub, which takes long where there is no network: not for what looks like a path."""
+    owner, _, name = source.partition("/")
+    return bool(re.fullmatch(r"\w[\w.-]*", owner) and re.fullmatch(r"\w[\w.-]*", name)) and not Path(owner).exists()
