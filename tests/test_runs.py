@@ -15,6 +15,7 @@ from whtnet.settings import ConfigError
 from whtnet.tracking import NullSink
 
 RULES = {"match": "conv3x3", "replace": "FWHT2d", "where": {"nth": 2}}
+DATA = "synthetic: 4 classes (class 0, class 1, class 2, class 3), 64 training and 32 test images"
 
 
 def experiment(**changes):
@@ -96,7 +97,7 @@ def test_interrupted_and_resumed_gives_the_same_record(tmp_path):
     sink, said, epochs = Listener(), [], []
     callbacks = {"on_notice": said.append, "on_epoch": lambda metrics: epochs.append(metrics["epoch"])}
     resumed = run(experiment(), sink=sink, root=tmp_path / "b", **callbacks)
-    assert said == ["resumed at epoch 3 of 3"]
+    assert said == [DATA, "resumed at epoch 3 of 3"]
     assert epochs == [3]
     assert [call[1] for call in sink.calls if call[0] == "log"] == [3]
     assert resumed["test_loss"] == whole["test_loss"]
@@ -107,7 +108,7 @@ def test_a_batch_that_is_cut_down_to_the_training_set_is_told(tmp_path):
     said = []
     large = experiment(trainer={"epochs": 1, "batch_size": 100, "precision": "fp32"})
     run(large, sink=NullSink(), root=tmp_path, on_notice=said.append)
-    assert said == ["warning: trainer.batch_size=100 is cut down to the 64 training images that there are"]
+    assert said == [DATA, "warning: trainer.batch_size=100 is cut down to the 64 training images that there are"]
 
 
 def _hold(folder, ready, done):

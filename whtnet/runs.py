@@ -67,7 +67,7 @@ def run(
         on_folder: called with the run's folder, and whether the run was finished there earlier.
         on_report: called with the policy's report before training starts.
         on_fits: called with what ``finetune.init=fit`` reached.
-        on_notice: called with a line for the user: about smaller batches, where the run is resumed, why it ends early.
+        on_notice: called with a line for the user: classes and images, smaller batches, a resumed run, an early end.
         on_epoch: called with each epoch's metrics (:class:`whtnet.engine.FitResult`), after the sink.
         on_progress: called with the fraction done and a line of status.
 
@@ -92,6 +92,7 @@ def run(
         distributed.from_first(lambda: _check_checkpoints(folder, experiment, parts.dataset))
         on_folder(folder, False)
         on_report(parts.report)
+        on_notice(parts.dataset.summary)
         _notice_small_data(parts.loaders, experiment.trainer.batch_size, on_notice)
         info = RunInfo(
             name=experiment.name,
