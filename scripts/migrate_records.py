@@ -28,7 +28,10 @@ LAYERS_THEN = {
     "PreNormFWHT2d": _FWHT2D,
     "Identity": {},
     "DepthwiseConv2d": {},
-    "HTPerceptron2d": {"paths": 1, "residual": None, **_COMMON, "threshold": "soft", "clamp": True},
+    "HTPerceptron2d": {
+        **{"paths": 1, "residual": None, **_COMMON, "threshold": "soft", "clamp": True},
+        "initial_weight": 1,  # no option then
+    },
 }
 """The options that layers had in format 1, with their defaults then."""
 

@@ -528,7 +528,7 @@ def test_float16_coefficients_beyond_its_range():
     for layer, x in [
         (BWHT1d(1024, 1024), torch.full((1, 1024), big)),
         (FWHT2d(32), torch.full((1, 1, 32, 32), big)),
-        (HTPerceptron2d(1, 1, 32, residual=False, norm="backward"), torch.full((1, 1, 32, 32), big)),
+        (HTPerceptron2d(1, 1, 32, residual=False, initial_weight=1), torch.full((1, 1, 32, 32), big)),
     ]:
         if isinstance(layer, HTPerceptron2d):
             nn.init.ones_(layer.convs[0].weight)
@@ -621,6 +621,14 @@ def test_initial_thresholds_are_uniform_and_drawn_from_the_seed():
     assert torch.equal(first, second.threshold)
     second.reset_parameters()
     assert not torch.equal(first, second.threshold)
+
+
+def test_ht_perceptron_begins_as_its_authors_do():
+    layer = HTPerceptron2d(3, 3, 64)
+    weights = layer.weight.detach().flatten().sort().values
+    torch.testing.assert_close(weights, torch.linspace(0, 1, 4096), atol=0.05, rtol=0)
+    assert layer.norm == "backward"
+    assert torch.equal(HTPerceptron2d(3, 3, 4, initial_weight=1).weight, torch.ones(1, 4, 4))
 
 
 def test_ht_perceptron_resets_its_convolutions_too():
@@ -726,7 +734,8 @@ def test_no_spectral_parameters_in_other_models():
         (FWHT2d((5, 12), clamp=True), "(5, 12) weight=True threshold=smooth clamp=True"),
         (FWHT2d(7, weight=False, threshold="soft", keep_dc=True), "(7, 7) weight=False threshold=soft keep_dc=True"),
         (HTPerceptron2d(3, 4, 7, paths=2), "3, 4 (7, 7) paths=2 residual=False threshold=soft clamp=True"),
-        (HTPerceptron2d(3, 3, 7, norm="backward"), "paths=1 residual=True clamp=True norm=backward"),
+        (HTPerceptron2d(3, 3, 7), "paths=1 residual=True clamp=True norm=backward"),
+        (HTPerceptron2d(3, 3, 7, initial_weight=1), "initial_weight=1"),
         (BWHT1d(5, 12, norm="backward"), "norm=backward"),
         (PreGAPFWHT2d(3, 7, residual=True), "residual=True (7, 7)"),
         (PreNormFWHT2d(3, 7), "residual=False (7, 7)"),
@@ -833,6 +842,8 @@ def test_additions(layer, shape, additions):
         (lambda: HTPerceptron2d(4, 4, 0), "size.*0"),
         (lambda: HTPerceptron2d(4, 4, 4, threshold="hard"), "'hard'.*smooth, soft"),
         (lambda: HTPerceptron2d(4, 4, 4, norm="forward"), "'forward'.*ortho, backward"),
+        (lambda: HTPerceptron2d(4, 4, 4, initial_weight="ones"), "initial_weight.*'uniform'.*'ones'"),
+        (lambda: HTPerceptron2d(4, 4, 4, initial_weight=math.nan), "initial_weight.*nan"),
         (lambda: FWHT2d(4, norm="forward"), "'forward'.*ortho, backward"),
         (lambda: HTPerceptron2d(4, 5, 4, residual=True), "4 and 5"),
         (lambda: PreGAPFWHT2d(4, 0), "size.*0"),

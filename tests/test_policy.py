@@ -29,7 +29,7 @@ PUBLISHED = [
     ("resnet20", {"form": "no_bias"}, "none", False, 272_474),
     ("resnet20", {"form": "keras"}, "none", False, 273_066),
     ("resnet20", {"form": "keras"}, "paper", False, 133_082),
-    ("resnet20", {"form": "no_bias"}, "ht_perceptron", False, 151_514),
+    ("resnet20", {"form": "no_bias"}, "ht2023/1path", False, 151_514),
     ("mobilenet_v3_large", {}, "none", False, 4_214_842),
     ("mobilenet_v3_large", {}, "none", True, 4_239_242),
 ]
@@ -301,7 +301,8 @@ class Grouped(nn.Module):
         (lambda: build_backbone("resnet20"), rules(rule("conv3x3", "FWHT2d", {"part": "tail"})), ["tail", "head"]),
         (lambda: build_backbone("resnet20"), {"name": "x"}, ["rules or families"]),
         (lambda: build_backbone("resnet20"), {"name": None, "rules": []}, ["policy.name=None", "word"]),
-        (lambda: build_backbone("resnet20"), {"name": "../x", "rules": []}, ["policy.name='../x'", "slash"]),
+        (lambda: build_backbone("resnet20"), {"name": "../x", "rules": []}, ["policy.name='../x'", "folder"]),
+        (lambda: build_backbone("resnet20"), {"name": "x//y", "rules": []}, ["policy.name='x//y'", "folder"]),
         (lambda: build_backbone("resnet20"), "no_such_policy", ["no_such_policy", "paper"]),
         (lambda: nn.Linear(4, 4), "paper", ["can't run"]),
     ],
@@ -347,7 +348,7 @@ def test_shipped_policies_are_complete():
 
 MODELS = [
     ("resnet20", {}, "paper", 32),
-    ("resnet20", {"form": "no_bias"}, "ht_perceptron", 32),
+    ("resnet20", {"form": "no_bias"}, "ht2023/1path", 32),
     ("mobilenet_v2", {}, "paper", 64),
     ("mobilenet_v3_large", {}, "paper", 64),
     ("mobilenet_v3_large", {"source": "timm"}, "paper", 64),

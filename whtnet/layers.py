@@ -21,6 +21,7 @@ from whtnet.transforms import is_power_of_two, next_power_of_two, released_order
 
 INITIAL_THRESHOLD = 0.1  # upper end of the uniform distribution, from the authors' layer code
 RAMP = "ramp"  # the released layers' initial thresholds
+UNIFORM = "uniform"  # HT-2023's initial weights
 BLOCKS = ("shared", "separate")
 
 
@@ -356,14 +357,14 @@ class HTPerceptron2d(SpectralLayer):
         threshold: ``"soft"`` (HT-2023's, the default) or ``"smooth"``.
         clamp: use relu(T) for T (HT-2023's, the default).
         keep_dc: pass the coefficients (0, 0) of the convolution's result through unthresholded.
-        norm: as for :class:`BWHT1d`. HT-2023's code has ``"backward"``; ``"ortho"`` is the default because it is in the
-            other layers.
+        norm: as for :class:`BWHT1d`, but ``"backward"`` (HT-2023's) is the default.
         initial_threshold: as for :class:`FWHT2d`.
+        initial_weight: of V at first: ``"uniform"``, drawn from U(0, 1) (HT-2023's, the default), or a number.
         device: device of the parameters.
         dtype: dtype of the parameters.
 
     Raises:
-        ValueError: for sizes, channels or paths below 1, an unknown threshold or norm, a residual with
+        ValueError: for sizes, channels or paths below 1, an unknown threshold, norm or initial value, a residual with
             ``in_channels != out_channels``; in ``forward``, for another number of channels or size of the map.
 
     Source: HT-2023 (ICML 2023, arXiv 2305.17510).
@@ -380,12 +381,16 @@ class HTPerceptron2d(SpectralLayer):
         threshold: str = "soft",
         clamp: bool = True,
         keep_dc: bool = False,
-        norm: str = "ortho",
+        norm: str = "backward",
         initial_threshold: float | str = INITIAL_THRESHOLD,
+        initial_weight: float | str = UNIFORM,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(threshold, clamp, keep_dc, norm, initial_threshold)
+        if initial_weight != UNIFORM and (isinstance(initial_weight, str) or not math.isfinite(initial_weight)):
+            raise ValueError(f"initial_weight must be a number or {UNIFORM!r}, got {initial_weight!r}")
+        self.initial_weight = initial_weight
         for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("paths", paths)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -403,9 +408,12 @@ class HTPerceptron2d(SpectralLayer):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Thresholds as ``initial_threshold`` says, weights 1, 1×1 convolutions as torch.nn.Conv2d draws its own."""
+        """Thresholds and weights as their options say, 1×1 convolutions as torch.nn.Conv2d draws its own."""
         self._reset_threshold(dims=2)
-        nn.init.ones_(self.weight)
+        if self.initial_weight == UNIFORM:
+            nn.init.uniform_(self.weight)
+        else:
+            nn.init.constant_(self.weight, self.initial_weight)
         for conv in self.convs:
             conv.reset_parameters()
 
@@ -435,9 +443,10 @@ class HTPerceptron2d(SpectralLayer):
 
     def extra_repr(self) -> str:
         """Channels, size and settings, as torch.nn layers show theirs."""
+        weight = f", initial_weight={self.initial_weight}" if self.initial_weight != UNIFORM else ""
         return (
             f"{self.in_channels}, {self.out_channels}, {self.size}, paths={self.paths}, residual={self.residual}, "
-            f"{super().extra_repr()}"
+            f"{super().extra_repr()}{weight}"
         )
 
 

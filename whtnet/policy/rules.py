@@ -107,8 +107,8 @@ class Policy:
         if not isinstance(data, Mapping):
             raise PolicyError(f"a policy is a mapping with name and rules, got {data!r}")
         name = str(data.get("name", "unnamed"))
-        if data.get("name", name) is None or "/" in name:
-            raise PolicyError(f"policy.name={data['name']!r} can't name a run's folder; give a word without a slash")
+        if data.get("name", name) is None or not all(re.fullmatch(r"\.?[^./][^/]*", word) for word in name.split("/")):
+            raise PolicyError(f"policy.name={data['name']!r} can't name a run's folder; give a word, or words with slashes")
         _check_keys(data, ("name", "rules", "families", "options"), f"policy {name!r}")
         if ("rules" in data) == ("families" in data):
             raise PolicyError(f"policy {name!r}: needs either rules or families")
@@ -147,7 +147,7 @@ def architecture_names(model: nn.Module) -> list[str]:
 
 
 def load_policy(name_or_path: str | Path) -> Policy:
-    """Read a shipped policy by name (``"paper"``), or any policy from a YAML file.
+    """Read a shipped policy by name (``"paper"``, ``"ht2023/1path"``), or any policy from a YAML file.
 
     Raises:
         PolicyError: if there is no such policy, or its file is malformed.
@@ -171,7 +171,8 @@ def load_policy(name_or_path: str | Path) -> Policy:
 
 def shipped_policies() -> list[str]:
     """Names of the policies that come with the package, in alphabetical order."""
-    return sorted(path.stem for path in _shipped_folder().glob("*.yaml"))
+    folder = _shipped_folder()
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
 
 
 def select_blocks(spec: Any, count: int, origin: str) -> Collection[int]:
