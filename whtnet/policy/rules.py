@@ -107,8 +107,8 @@ class Policy:
         if not isinstance(data, Mapping):
             raise PolicyError(f"a policy is a mapping with name and rules, got {data!r}")
         name = str(data.get("name", "unnamed"))
-        if data.get("name", name) is None or not all(re.fullmatch(r"\.?[^./][^/]*", word) for word in name.split("/")):
-            raise PolicyError(f"policy.name={data['name']!r} can't name a run's folder; give a word, or words with slashes")
+        if data.get("name", name) is None or not re.fullmatch(r"[^./][^/]*(/[^./][^/]*)*", name):
+            raise PolicyError(f"policy.name={data['name']!r} can't name a run's folder; give a word, or some with slashes")
         _check_keys(data, ("name", "rules", "families", "options"), f"policy {name!r}")
         if ("rules" in data) == ("families" in data):
             raise PolicyError(f"policy {name!r}: needs either rules or families")
