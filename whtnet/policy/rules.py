@@ -108,7 +108,7 @@ class Policy:
             raise PolicyError(f"a policy is a mapping with name and rules, got {data!r}")
         name = str(data.get("name", "unnamed"))
         if data.get("name", name) is None or not re.fullmatch(r"[^./][^/]*(/[^./][^/]*)*", name):
-            raise PolicyError(f"policy.name={data['name']!r} can't name a run's folder; give a word, or some with slashes")
+            raise PolicyError(f"policy.name={data['name']!r} can't name a run's folder; give a word (or A/B)")
         _check_keys(data, ("name", "rules", "families", "options"), f"policy {name!r}")
         if ("rules" in data) == ("families" in data):
             raise PolicyError(f"policy {name!r}: needs either rules or families")
