@@ -164,26 +164,19 @@ def _duration(seconds: float) -> str:
 
 def print_report(report: Report) -> None:
     """Show what a policy replaced, and what the model costs before and after."""
-    size = "×".join(map(str, report.input_size))
-    sites = Table(title=f"{report.architecture}, {size}, policy {report.policy}")
-    sites.add_column("site", overflow="fold")
-    for column in ("kind", "layer", "map in → out"):
-        sites.add_column(column)
-    sites.add_column("parameters before → after", justify="right")
-    for site in report.replacements:
-        into, out = ("×".join(map(str, shape)) for shape in (site.input_shape, site.output_shape))
-        counts = f"{site.parameters_before:,} → {site.parameters_after:,}"
-        sites.add_row(site.name, site.kind, site.layer, f"{into} → {out}", counts)
     if report.replacements:
-        console.print(sites)
-    totals = Table(title=f"{len(report.replacements)} sites replaced")
-    totals.add_column("total")
-    for column in ("before", "after", "change"):
-        totals.add_column(column, justify="right")
-    for label, name in _TOTALS.items():
-        before, after = getattr(report.before, name), getattr(report.after, name)
-        totals.add_row(label, f"{before:,}", f"{after:,}", f"{after / before - 1:+.1%}" if before else "")
-    console.print(totals)
+        console.print(_rich(report.title, report.sites, right=(4,)))
+    console.print(_rich(report.count, report.totals, right=(1, 2, 3)))
+
+
+def _rich(title: str, rows: Sequence[Sequence[str]], right: Sequence[int]) -> Table:
+    headings, *rest = rows
+    table = Table(title=title)
+    for i, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if i in right else "left", overflow="fold" if i == 0 else "ellipsis")
+    for row in rest:
+        table.add_row(*row)
+    return table
 
 
 def print_fits(fits: Sequence[SiteFit]) -> None:
@@ -194,14 +187,6 @@ def print_fits(fits: Sequence[SiteFit]) -> None:
             f"{len(fits)} layers fitted to what they replace: mean squared difference over variance "
             f"{before:.3f} → {after:.3f} on average"
         )
-
-
-_TOTALS = {
-    "parameters": "parameters",
-    "parameters with BN statistics": "parameters_with_bn_statistics",
-    "MACs": "macs",
-    "additions of WHTs": "wht_additions",
-}
 
 
 def print_record(record: Mapping[str, Any]) -> None:

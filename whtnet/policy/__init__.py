@@ -1,8 +1,9 @@
 """Replacement policies: rules as data (`rules`), their sites (`sites`), putting layers in (`apply`), `fitting` them."""
 
-from whtnet.policy.apply import Replacement, Report, apply_policy_
+from whtnet.policy.apply import apply_policy_
 from whtnet.policy.canonical import canonical_policy, explicit_policy
 from whtnet.policy.fitting import SiteFit, fit_layers_
+from whtnet.policy.report import Replacement, Report
 from whtnet.policy.rules import Policy, PolicyError, Rule, load_policy, shipped_policies
 from whtnet.policy.sites import Site, SiteMap, find_sites
 

@@ -5,57 +5,17 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from whtnet.cost import Cost, count_parameters, measure_cost
+from whtnet.cost import count_parameters, measure_cost
 from whtnet.layers import BWHT1d, FWHT2d, HTPerceptron2d, NormedFWHT2d, PreGAPFWHT2d, PreNormFWHT2d
+from whtnet.policy.report import Replacement, Report
 from whtnet.policy.rules import KEEP, Policy, PolicyError, Rule, load_policy, select_blocks
 from whtnet.policy.sites import Site, SiteMap, find_sites
-
-
-@dataclass(frozen=True)
-class Replacement:
-    """One replaced site, for the report."""
-
-    name: str
-    kind: str
-    layer: str
-    input_shape: tuple[int, ...]
-    output_shape: tuple[int, ...]
-    parameters_before: int
-    parameters_after: int
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a policy did to a model, and what the model costs before and after.
-
-    Attributes:
-        policy: the policy's name.
-        architecture: the model's class.
-        input_size: one image, (C, H, W).
-        replacements: the replaced sites in the order of the forward pass.
-        before: cost of the model as it was.
-        after: cost of the model as it is now.
-    """
-
-    policy: str
-    architecture: str
-    input_size: tuple[int, ...]
-    replacements: tuple[Replacement, ...]
-    before: Cost
-    after: Cost
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
-        data = asdict(self)
-        for key, cost in (("before", self.before), ("after", self.after)):
-            data[key]["parameters_with_bn_statistics"] = cost.parameters_with_bn_statistics
-        return data
 
 
 def apply_policy_(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from whtnet.policy.apply import Report
+from whtnet.policy.report import Report
 
 MAX_STEPS = 30  # of L-BFGS, for each layer
 
