@@ -14,6 +14,7 @@ from whtnet.engine import TrainConfig, load_checkpoint
 from whtnet.engine.loss import Loss
 from whtnet.experiment import Experiment
 from whtnet.finetune import FineTuneConfig, load_start_, stages_of
+from whtnet.policy import load_policy
 from whtnet.runs import run
 from whtnet.settings import ConfigError
 from whtnet.tracking import NullSink
@@ -148,9 +149,6 @@ def test_settings_that_cannot_be(tmp_path, finetune, words):
 
 
 def test_a_start_that_does_not_fit(baseline, tmp_path):
-    _, replaced, _ = train(tmp_path, trainer={"epochs": 1})
-    with pytest.raises(ConfigError, match="policy=none"):
-        train(tmp_path, start=str(replaced))
     other = experiment(changes={"backbone": {"name": "resnet32"}}, start=str(baseline))
     with pytest.raises(ConfigError, match="does not fit this network"):
         run(other, sink=NullSink(), root=tmp_path)
@@ -162,9 +160,58 @@ def test_a_start_that_does_not_fit(baseline, tmp_path):
 
 def test_a_start_with_other_class_names(baseline):
     network = build_backbone("resnet20", num_classes=4)
-    load_start_(network, str(baseline), [f"class {i}" for i in range(4)])
+    start, policy = FineTuneConfig(start=str(baseline)), load_policy("conv3x3")
+    assert load_start_(network, start, policy, (3, 16, 16), [f"class {i}" for i in range(4)]) is network
     with pytest.raises(ConfigError, match="other classes than the data set: number 2 is 'class 2' there and 'tulip'"):
-        load_start_(network, str(baseline), ["class 0", "class 1", "tulip", "class 3"])
+        load_start_(network, start, policy, (3, 16, 16), ["class 0", "class 1", "tulip", "class 3"])
+
+
+@pytest.fixture(scope="module")
+def replaced(tmp_path_factory):
+    """Folder of a finished run with the policy."""
+    return train(tmp_path_factory.mktemp("runs"), trainer={"epochs": 2})[1]
+
+
+def test_a_start_with_the_same_policy_is_taken_over_whole(replaced, tmp_path):
+    start = Classifier.load(replaced).network.state_dict()
+    still = {"epochs": 1, "lr": 1e-12, "momentum": 0.0}
+    _, folder, _ = train(tmp_path, trainer=still, start=str(replaced))
+    weights = Classifier.load(folder).network.state_dict()
+    assert weights.keys() == start.keys()
+    learned = [name for name in weights if "running" not in name and "num_batches" not in name]
+    assert any(name.endswith("conv2.threshold") for name in learned)
+    for name in learned:
+        torch.testing.assert_close(weights[name], start[name], atol=1e-6, rtol=0)
+
+
+def test_a_finished_run_is_given_more_epochs(replaced, tmp_path):
+    record, folder, _ = train(tmp_path, trainer={"epochs": 2}, start=str(replaced))
+    before = torch.load(replaced / "checkpoint.pt", weights_only=True)["history"]
+    assert folder.name != replaced.name
+    assert [epoch["epoch"] for epoch in record["history"]] == [1, 2]
+    assert record["history"][0]["train_loss"] < before[0]["train_loss"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "settings", "words"),
+    [
+        ("none", {}, "replaced by the policy 'conv3x3', not as 'none' does it; take policy=conv3x3"),
+        ("conv3x3_gap", {}, "replaced by the policy 'conv3x3', not as 'conv3x3_gap'"),
+        ("conv3x3", {"stages": 2}, "has all its layers replaced; leave out finetune.stages and finetune.init"),
+        ("conv3x3", {"init": "fit"}, "has all its layers replaced; leave out finetune.stages and finetune.init"),
+        ("conv3x3", {"changes": {"backbone": {"name": "resnet32"}}}, "does not fit this network"),
+    ],
+)
+def test_a_start_with_layers_that_do_not_go_on(replaced, tmp_path, policy, settings, words):
+    with pytest.raises(ConfigError, match=words):
+        train(tmp_path, policy, start=str(replaced), **settings)
+    assert not list(tmp_path.rglob("checkpoint.pt"))
+
+
+def test_a_start_of_an_earlier_stage_is_refused(baseline, tmp_path):
+    _, folder, _ = train(tmp_path, trainer={"epochs": 2}, start=str(baseline), stages=2)
+    with pytest.raises(ConfigError, match="only a part of its layers replaced; name the folder of the whole run"):
+        train(tmp_path, start=str(folder / "stage-1"))
 
 
 def test_a_start_is_known_by_its_weights(baseline, tmp_path):

@@ -73,6 +73,8 @@ class Classifier(
 
     Attributes:
         backbone: as above.
+        policy: as above.
+        share: as above.
         classes: as above.
         input_size: as above.
         dataset: as above.
@@ -93,7 +95,7 @@ class Classifier(
         share: float = 1.0,
     ) -> None:
         super().__init__()
-        self.backbone = dict(backbone)
+        self.backbone, self.policy, self.share = dict(backbone), dict(policy), share
         self.classes = [str(name) for name in classes]
         self.input_size = tuple(input_size)
         self.dataset = dict(dataset or {})

@@ -20,7 +20,7 @@ from whtnet.backbones import load_matching_
 from whtnet.classifier import Classifier
 from whtnet.data import Loaders
 from whtnet.engine import CHECKPOINT, FitResult, Progress, TrainConfig, fit
-from whtnet.policy import Policy, Report, SiteFit, apply_policy_, fit_layers_
+from whtnet.policy import Policy, Report, SiteFit, apply_policy_, canonical_policy, fit_layers_
 from whtnet.seeding import seed_everything
 from whtnet.settings import ConfigError, check_fields, read_settings
 
@@ -30,8 +30,9 @@ class FineTuneConfig:
     """How to go on from a trained network; the defaults are training from scratch.
 
     Attributes:
-        start: a trained model without replaced layers, as :meth:`whtnet.classifier.Classifier.load` takes it, whose
-            weights the network begins with; None for the backbone's own (fresh, or the library's pretrained ones).
+        start: a trained model, as :meth:`whtnet.classifier.Classifier.load` takes it, whose weights the network begins
+            with: one without replaced layers, or one with the run's own policy, whose layers are taken over too. None
+            for the backbone's own weights (fresh, or the library's pretrained ones).
         init: of the new layers: ``fresh``, or ``fit`` to the activations of the layers that they replace.
         init_images: number of training images for ``fit``.
         stages: replace the last 1/stages of the sites, train, replace as many before them, and so on. The epochs are
@@ -52,7 +53,7 @@ class FineTuneConfig:
         if self.init == "fit" and distributed.count() > 1:
             raise ConfigError("finetune.init=fit is for one process; start without torchrun")
         if self.distill and self.start is None:
-            raise ConfigError("finetune.distill needs a teacher: finetune.start=MODEL, trained without a policy")
+            raise ConfigError("finetune.distill needs a teacher: finetune.start=MODEL")
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "FineTuneConfig":
@@ -69,28 +70,58 @@ def start_identity(source: str) -> str:
     return source
 
 
-def load_start_(model: nn.Module, source: str, classes: Sequence[str]) -> None:
-    """Give ``model``, a backbone without replaced layers, the weights of a trained one.
+def load_start_(
+    model: nn.Module,
+    finetune: FineTuneConfig,
+    policy: Policy,
+    input_size: tuple[int, int, int],
+    classes: Sequence[str],
+) -> nn.Module:
+    """Read the trained network that a run begins with.
 
     Args:
-        model: the backbone.
-        source: as :meth:`whtnet.classifier.Classifier.load` takes it.
+        model: the run's backbone without replaced layers; gets the weights of what the trained one has not replaced.
+        finetune: whose ``start`` it is: a network without replaced layers, or with all those of ``policy``; None for
+            ``model`` as it is.
+        policy: of the run.
+        input_size: (C, H, W) of an image.
         classes: names of the data set's classes, which that one must have been trained on.
 
+    Returns:
+        ``model``, or a copy of it with the replaced layers, and their weights.
+
     Raises:
-        ConfigError: if that one is another network, has other classes, or has replaced layers.
+        ConfigError: if that one is another network, has other classes, other replaced layers, or nothing left to
+            replace in stages or to fit.
         CheckpointError: if it can't be read.
     """
-    start = Classifier.load(source)
+    if finetune.start is None:
+        return model
+    start = Classifier.load(finetune.start)
+    origin = f"finetune.start={finetune.start}"
+    check_classes(origin, start.classes, classes)
+    weights = start.network.state_dict()
+    begun = model
     if start.report.replacements:
-        raise ConfigError(f"finetune.start={source} has replaced layers itself; name a model with policy=none")
-    check_classes(f"finetune.start={source}", start.classes, classes)
+        if canonical_policy(Policy.from_dict(start.policy)) != canonical_policy(policy):
+            raise ConfigError(
+                f"{origin} has layers replaced by the policy {start.report.policy!r}, not as {policy.name!r} does it; "
+                f"take policy={start.report.policy} to go on with them, or a start with policy=none"
+            )
+        if start.share < 1:
+            raise ConfigError(f"{origin} has only a part of its layers replaced; name the folder of the whole run")
+        if finetune.stages > 1 or finetune.init != "fresh":
+            raise ConfigError(f"{origin} has all its layers replaced; leave out finetune.stages and finetune.init")
+        load_matching_(model, weights)
+        begun = copy.deepcopy(model)
+        apply_policy_(begun, policy, input_size)
     try:
-        model.load_state_dict(start.network.state_dict())
+        begun.load_state_dict(weights)
     except RuntimeError as error:
         raise ConfigError(
-            f"finetune.start={source} is {start.report.architecture}, which does not fit this network: {error}"
+            f"{origin} is {start.report.architecture}, which does not fit this network: {error}"
         ) from error
+    return begun
 
 
 def check_classes(origin: str, theirs: Sequence[str], ours: Sequence[str]) -> None:
@@ -113,6 +144,7 @@ def check_classes(origin: str, theirs: Sequence[str], ours: Sequence[str]) -> No
 
 def fit_in_stages(
     original: nn.Module,
+    begun: nn.Module,
     policy: Policy,
     input_size: tuple[int, int, int],
     loaders: Loaders,
@@ -133,6 +165,7 @@ def fit_in_stages(
 
     Args:
         original: the backbone, with the weights to begin with; stays as it is.
+        begun: the network to begin with: ``original``, or one with the policy's layers (:func:`load_start_`).
         policy: what to replace.
         input_size: (C, H, W) of an image.
         loaders: batches.
@@ -153,9 +186,9 @@ def fit_in_stages(
     """
     options |= {"device": device, "seed": seed}
     if finetune.distill:
-        teacher = copy.deepcopy(original).to(device).eval().requires_grad_(False)
+        teacher = copy.deepcopy(begun).to(device).eval().requires_grad_(False)
         options |= {"teacher": teacher, "distill": finetune.distill, "temperature": finetune.temperature}
-    model, report, results = original, None, list[FitResult]()
+    model, report, results = begun, None, list[FitResult]()
     for stage in stages_of(config, finetune, folder):
         if stage.number > 1:
             seed_everything(seed, stage.number)  # fresh layers must not depend on whether the stage before ran just now

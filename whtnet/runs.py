@@ -164,6 +164,7 @@ def resolve_device(name: str) -> torch.device:
 class _Parts:
     device: torch.device
     original: nn.Module
+    begun: nn.Module
     report: Report
     loaders: Loaders
     dataset: ImageDataset
@@ -175,6 +176,7 @@ class _Parts:
     def fit(self, experiment: Experiment, **options: Any) -> tuple[nn.Module, FitResult]:
         return fit_in_stages(
             self.original,
+            self.begun,
             experiment.policy,
             self.dataset.input_size,
             self.loaders,
@@ -213,8 +215,7 @@ def _prepare(experiment: Experiment, device: torch.device) -> _Parts:
     dataset: ImageDataset = load_dataset(**experiment.dataset.to_dict())
     seed_everything(experiment.seed)
     original = build_backbone(**experiment.backbone.to_dict(), num_classes=dataset.num_classes)
-    if experiment.finetune.start is not None:
-        load_start_(original, experiment.finetune.start, dataset.classes)
+    begun = load_start_(original, experiment.finetune, experiment.policy, dataset.input_size, dataset.classes)
     report = apply_policy_(copy.deepcopy(original).to("meta"), experiment.policy, dataset.input_size)
     loaders = dataset.loaders(
         batch_size=config.batch_size,
@@ -224,7 +225,7 @@ def _prepare(experiment: Experiment, device: torch.device) -> _Parts:
         channels_last=config.channels_last,
         workers=config.workers,
     )
-    return _Parts(device, original, report, loaders, dataset)
+    return _Parts(device, original, begun, report, loaders, dataset)
 
 
 def _notice_small_data(loaders: Loaders, batch_size: int, on_notice: Callable[[str], None]) -> None:
