@@ -115,7 +115,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=_numbers, metavar="N,…", help="train these seeds in place of the table's")
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at once; default: 1 on the CPU, many on a GPU")
     parser.add_argument(
-        "--no-training", action="store_true", help="count the rows of training tables and show what is recorded"
+        "--no-training", action="store_true", help="train and time nothing: count, and show what is recorded"
     )
     parser.add_argument(
         "--update", action="store_true", help="for maintainers: make results/ and the tables in README.md themselves"
@@ -252,6 +252,8 @@ def _job(
 
 
 def _measure_speed(spec: TableSpec, folders: Folders, arguments: argparse.Namespace) -> None:
+    if arguments.no_training:
+        return
     device = resolve_device("auto")
     with ProgressView() as view:
         measured = measure_speed(spec, device, arguments.seconds, view.task(spec.title))
@@ -278,7 +280,7 @@ def _publish(spec: TableSpec, folders: Folders, arguments: argparse.Namespace) -
     draw_figures(spec, results, folders.own / "figures")
     compared = []
     if folders.update:
-        update_readme(folders.root / "README.md", spec.name, tables[0])
+        update_readme(folders.root / "README.md", spec, tables[0])
     else:
         compared = comparisons(spec, folders.reference(), folders.yours())
     for table in [*tables, *compared]:

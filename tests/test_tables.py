@@ -16,6 +16,7 @@ from whtnet.tables import (
     Spread,
     Table,
     TableError,
+    TableSpec,
     command_for,
     draw_figures,
     load_spec,
@@ -337,19 +338,26 @@ def test_tables_that_were_not_made_name_their_command(tmp_path, kind):
 def test_readme_marks(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- table: t -->\nold\n<!-- end -->\nafter <!-- end -->\n")
-    table = Table("T", [Column("a")], [{"a": "1"}])
-    update_readme(readme, "t", table)
-    update_readme(readme, "t", table)
+    rows = [{"id": "one", "a": "1", "b": "2"}, {"id": "two", "a": "3", "b": "4"}]
+    table = Table("T", [Column("a"), Column("b")], rows, "Intro.", ["Note."])
+
+    def spec(name="t", **front):
+        return TableSpec(name, "T", "training", (), front=front)
+
+    update_readme(readme, spec(), table)
+    update_readme(readme, spec(), table)
     text = readme.read_text()
-    assert text.startswith("before\n<!-- table: t -->\n### T\n")
-    assert text.endswith("<!-- end -->\nafter <!-- end -->\n")
-    assert "old" not in text
-    assert text.count("### T") == 1
-    update_readme(readme, "other", table)
+    block = "| a | b |\n| :--- | :--- |\n| 1 | 2 |\n| 3 | 4 |"
+    assert text == f"before\n<!-- table: t -->\n{block}\n<!-- end -->\nafter <!-- end -->\n"
+    update_readme(readme, spec("other"), table)
     assert readme.read_text() == text
+    update_readme(readme, spec(columns=["b"], rows=["two"]), table)
+    assert "-->\n| b |\n| :--- |\n| 4 |\n<!--" in readme.read_text()
+    with pytest.raises(TableError, match="front names 'three'"):
+        update_readme(readme, spec(rows=["three"]), table)
     readme.write_text("<!-- table: t -->\n")
     with pytest.raises(UserError, match="end"):
-        update_readme(readme, "t", table)
+        update_readme(readme, spec(), table)
 
 
 @pytest.mark.parametrize(
@@ -407,7 +415,10 @@ def test_readme_shows_what_results_hold(name):
     block = re.search(rf"<!-- table: {name} -->\n(.*?)<!-- end -->", readme, re.DOTALL)
     if block is None:
         pytest.skip("not shown in the README")
-    shown = [line for line in block[1].splitlines() if line.startswith("|")]
-    made = [line for line in results.read_text().splitlines() if line.startswith("|")]
-    assert shown
-    assert shown == made[: len(shown)]
+    shown, made = (
+        [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|") and ":-" not in line]
+        for text in (block[1], results.read_text())
+    )
+    assert len(shown) > 1
+    for cells in shown:
+        assert any(set(cells) <= {*line, ""} for line in made), cells

@@ -97,7 +97,7 @@ def test_a_readme_that_was_changed_by_hand(tmp_path):
     spec, results = write_spec(tmp_path, SPEC), results_of(tmp_path, [record("a", 0, 90.0)])
     readme = tmp_path / "README.md"
     readme.write_text("<!-- table: mine -->\n<!-- end -->\n")
-    update_readme(readme, "mine", stored_tables(spec, results)[0])
+    update_readme(readme, spec, stored_tables(spec, results)[0])
     assert [check.outcome for check in check_readme([spec], results, readme)] == ["passed"]
     readme.write_text(readme.read_text().replace("90.00", "95.00"))
     assert list(failures(check_readme([spec], results, readme))) == ["README.md: table mine"]

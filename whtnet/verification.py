@@ -133,7 +133,7 @@ def check_readme(specs: Iterable[TableSpec], results: Results, readme: Path) -> 
     text = readme.read_text(encoding="utf-8")
     for spec in specs:
         if f"<!-- table: {spec.name} -->" in text:
-            same = with_table(text, spec.name, stored_tables(spec, results)[0], readme) == text
+            same = with_table(text, spec, stored_tables(spec, results)[0], readme) == text
             remedy = f"`{command_for(spec)} ARGS='--update --no-training'` puts the table back"
             yield passed_or_failed(f"{readme.name}: table {spec.name}", "" if same else remedy)
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from whtnet.errors import UserError
 from whtnet.files import atomic_write
-from whtnet.tables.render import to_csv, to_latex, to_markdown
+from whtnet.tables.render import markdown_rows, to_csv, to_latex, to_markdown
+from whtnet.tables.spec import TableError, TableSpec
 from whtnet.tables.table import Table
 
 
@@ -36,24 +37,30 @@ def write_tables(folder: Path, name: str, tables: Sequence[Table], command: str)
     return folder / f"{name}.md"
 
 
-def update_readme(readme: Path, name: str, table: Table) -> None:
-    """Put ``table`` between ``<!-- table: NAME -->`` and ``<!-- end -->``; a README without the marks stays as it is.
+def update_readme(readme: Path, spec: TableSpec, table: Table) -> None:
+    """Put what ``spec.front`` picks from ``table`` between ``<!-- table: NAME -->`` and ``<!-- end -->``.
+
+    A README without the marks stays as it is.
 
     Raises:
         UserError: if the marks don't come as a pair.
     """
     text = readme.read_text(encoding="utf-8")
-    updated = with_table(text, name, table, readme)
+    updated = with_table(text, spec, table, readme)
     if updated != text:
         atomic_write(readme, updated)
 
 
-def with_table(text: str, name: str, table: Table, readme: Path) -> str:
-    """The text of ``readme`` with ``table`` in its block; raises as :func:`update_readme`."""
-    mark = f"<!-- table: {name} -->"
+def with_table(text: str, spec: TableSpec, table: Table, readme: Path) -> str:
+    """The text of ``readme`` with its part of ``table`` in its block; raises as :func:`update_readme`."""
+    mark = f"<!-- table: {spec.name} -->"
     if mark not in text:
         return text
     pattern = re.compile(re.escape(mark) + r"\n.*?<!-- end -->", re.DOTALL)
     if not pattern.search(text):
         raise UserError(f"{readme}: {mark} has no <!-- end --> after it; put the mark back")
-    return pattern.sub(lambda _: f"{mark}\n{to_markdown(table, 3)}<!-- end -->", text, count=1)
+    try:
+        excerpt = table.excerpt(spec.front.get("columns", ()), spec.front.get("rows", ()))
+    except KeyError as error:
+        raise TableError(f"table {spec.name!r}: front names {error}, which is no column and no row of it") from error
+    return pattern.sub(lambda _: f"{mark}\n{markdown_rows(excerpt)}\n<!-- end -->", text, count=1)

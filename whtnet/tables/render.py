@@ -10,13 +10,17 @@ from rich.table import Table as RichTable
 from whtnet.tables.table import Cell, Column, Shown, Spread, Table
 
 
-def to_markdown(table: Table, level: int = 2) -> str:
-    """GitHub Markdown under a heading of the given level."""
-    rule = [":---" if table.is_text(i) else "---:" for i in range(len(table.columns))]
-    lines = [_markdown_row(row) for row in (table.headings, rule, *table.texts)]
+def to_markdown(table: Table) -> str:
+    """GitHub Markdown under a heading."""
     notes = "\n".join(f"- {note}" for note in table.notes)
-    parts = [f"{'#' * level} {table.title}", table.intro, "\n".join(lines), notes]
+    parts = [f"## {table.title}", table.intro, markdown_rows(table), notes]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def markdown_rows(table: Table) -> str:
+    """Columns and cells alone, in GitHub Markdown."""
+    rule = [":---" if table.is_text(i) else "---:" for i in range(len(table.columns))]
+    return "\n".join(_markdown_row(row) for row in (table.headings, rule, *table.texts))
 
 
 def to_latex(table: Table, label: str) -> str:

@@ -1,7 +1,7 @@
 """Specifications of tables, one YAML file each in ``experiments/``."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class TableSpec:
         rerun: train every row on this machine, whatever records there are; otherwise recorded runs are kept.
         families: backbones for the matrix of a parameter table.
         networks: whole networks of a speed table.
+        front: ``columns`` and ``rows`` of the first table that the README shows; all of them where left out.
     """
 
     name: str
@@ -49,6 +50,7 @@ class TableSpec:
     rerun: bool = False
     families: tuple[Mapping[str, Any], ...] = ()
     networks: tuple[Mapping[str, Any], ...] = ()
+    front: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

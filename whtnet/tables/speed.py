@@ -58,6 +58,7 @@ def _layer_row(row: Mapping[str, Any], measured: Mapping[str, Any], memory: str,
     published = row.get("published") or {}
     missing = NOT_AT_HAND if published else None
     cells: dict[str, Cell] = {
+        "id": row["id"],
         "test": TESTS[test],
         "layer": row["label"],
         "format": modes["forward"][name]["memory_format"],

@@ -78,7 +78,7 @@ class Table:
     Attributes:
         title: heading.
         columns: in order.
-        rows: cells by the name of their column; a missing one is empty.
+        rows: cells by the name of their column; a missing one is empty. A row that can be picked out has an ``id`` too.
         intro: text above.
         notes: lines below.
     """
@@ -98,6 +98,19 @@ class Table:
     def texts(self) -> list[list[str]]:
         """Cells of the rows, for people."""
         return [[column.text(row.get(column.name)) for column in self.columns] for row in self.rows]
+
+    def excerpt(self, columns: Sequence[str], rows: Sequence[str]) -> "Table":
+        """These columns of the rows with these ids, or of all rows, without intro and notes.
+
+        Raises:
+            KeyError: naming a column or id that there is not.
+        """
+        by_name = {column.name: column for column in self.columns}
+        ids = {row.get("id") for row in self.rows}
+        if missing := [name for name in rows if name not in ids] + [name for name in columns if name not in by_name]:
+            raise KeyError(missing[0])
+        kept = [row for row in self.rows if not rows or row.get("id") in rows]
+        return Table(self.title, [by_name[name] for name in columns] or self.columns, kept)
 
     def is_text(self, index: int) -> bool:
         """Whether the column is one of text."""

@@ -163,6 +163,7 @@ def training_tables(spec: TableSpec, runs: Runs, counts: Counts) -> list[Table]:
 def _cells(row: TrainedRow) -> dict[str, Cell]:
     base = row.baseline.cost if row.baseline else row.cost
     return {
+        "id": row.id,
         "row": row.label,
         "parameters": row.cost.get("parameters", "not run"),
         "change": relative_change(row.cost, base) if row.cost and base else None,

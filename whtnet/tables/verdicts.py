@@ -93,6 +93,7 @@ def _verdict_row(claim: Claim, results: Results) -> dict[str, Cell]:
             raise TableError(f"verdict {claim.id!r}: table {claim.table!r} has no row {row!r}")
     form, unit, judge = _EVIDENCE[claim.kind]
     cells: dict[str, Cell] = {
+        "id": claim.id,
         "claim": claim.claim,
         "published": Shown(claim.published, form, unit),
         "published_change": claim.baseline and claim.published - claim.baseline,
