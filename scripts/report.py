@@ -20,7 +20,7 @@ def main() -> None:
     arguments = parser.parse_args()
     output = arguments.output or arguments.results / "report.html"
     results = Results(ROOT / "experiments", arguments.results, Identities(compose_config))
-    atomic_write(output, build_report(results.specs(), results))
+    atomic_write(output, build_report(results.specs(), results, output.parent))
     console.print(f"Written: {output}", markup=False, soft_wrap=True)
 
 

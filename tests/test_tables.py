@@ -31,7 +31,7 @@ from whtnet.tables import (
     update_readme,
     write_tables,
 )
-from whtnet.tables.training import pareto_front, time_axis
+from whtnet.tables.training import pareto_front
 
 ENVIRONMENT = {
     "commit": "0123456789",
@@ -310,14 +310,6 @@ def test_curves_over_seeds(tmp_path):
     records = [{**record("a", seed, 90.0), "history": history} for seed, history in enumerate(histories)]
     row = results_of(tmp_path, records).rows(write_spec(tmp_path, SPEC))[0]
     assert row.curve("test_top1") == {1: (12.0, pytest.approx(8**0.5), 2, ()), 3: (30.0, 0.0, 1, ())}
-
-
-def test_curves_of_unlike_lengths_share_an_axis(tmp_path):
-    spec = write_spec(tmp_path, SPEC)
-    results = results_of(tmp_path, [record("a", 0, 90.0), record("b", 0, 80.0)])
-    assert time_axis(results.rows(spec)[:2]) == ("epoch", [1, 1])
-    results = results_of(tmp_path, [{**record("a", 0, 95.0, recipe="authors"), "epochs": 200}])
-    assert time_axis(results.rows(spec)[:3]) == ("epochs done (%)", [0.5, 20, 20])
 
 
 def test_figures_of_a_training_table(tmp_path):

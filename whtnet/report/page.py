@@ -1,17 +1,29 @@
-"""The page: sections of charts and tables, filled into a template."""
+"""The page: verdicts, then a question a chart, then what is folded away, filled into a template."""
 
+import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
-from plotly.offline import get_plotlyjs
 
 from whtnet.errors import UserError
-from whtnet.report.charts import Chart, curve_charts, layer_charts, pareto_charts, speed_charts, zero_chart
-from whtnet.tables import Results, Table, TableError, TableSpec, command_for, stored_tables
-from whtnet.tables.training import TrainedRow
+from whtnet.report.charts import (
+    Bars,
+    Chart,
+    curve_chart,
+    growth_chart,
+    layer_bars,
+    network_bars,
+    pareto_chart,
+)
+from whtnet.report.maps import Picture, Zeros, layer_pictures, zeros_by_layer
+from whtnet.tables import Results, Table, TableError, TableSpec, command_for, rendered, stored_tables
+from whtnet.tables.points import METRICS, by_recipe, principal_rows, published_points, short_name
+from whtnet.tables.training import TrainedRow, describe_recipe
 
 
 class ReportError(UserError):
@@ -19,42 +31,60 @@ class ReportError(UserError):
 
 
 @dataclass(frozen=True)
-class Block:
-    """A part of a section with an anchor of its own.
+class Recipe:
+    """What one recipe gave in one table.
 
     Attributes:
-        anchor: unique on the page.
-        title: heading.
-        text: above the charts; ``code`` between backticks.
-        charts: in order.
-        tables: in order.
-        source: a line about where the numbers are from.
+        text: the recipe.
+        accuracy: the chart.
+        names: what the chart's labels stand for.
+        more: further charts, folded.
+        zeros: see :func:`zeros_by_layer`.
+        pictures: by the label of a row, what its layers learned.
     """
 
-    anchor: str
-    title: str
-    text: str = ""
-    charts: Sequence[Chart] = ()
-    tables: Sequence[Table] = ()
-    source: str = ""
+    text: str
+    accuracy: Chart
+    names: Sequence[tuple[str, str]]
+    more: Sequence[Chart]
+    zeros: Zeros
+    pictures: Sequence[tuple[str, Sequence[Picture]]]
 
 
 @dataclass(frozen=True)
-class Section:
-    """A heading, a sentence, and blocks."""
+class Trained:
+    """A training table: what each recipe gave; ``alone`` tells of rows by a recipe that no other row was trained by."""
 
-    anchor: str
-    title: str
-    text: str
-    blocks: Sequence[Block]
+    spec: TableSpec
+    recipes: Sequence[Recipe]
+    alone: Sequence[str]
 
 
-def build_report(specs: Iterable[TableSpec], results: Results) -> str:
+@dataclass(frozen=True)
+class Timed:
+    """A table of speed: its charts."""
+
+    spec: TableSpec
+    bars: Sequence[Bars]
+    growth: Chart
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A table's tables; ``links`` are (text, address) of its files."""
+
+    spec: TableSpec
+    tables: Sequence[Table]
+    links: Sequence[tuple[str, str]]
+
+
+def build_report(specs: Iterable[TableSpec], results: Results, folder: Path | None = None) -> str:
     """Build the page from what was measured.
 
     Args:
         specs: the tables to show; those that were not made yet are listed with the command that makes them.
         results: what was measured.
+        folder: that the page will lie in, for its links; that of the results if None.
 
     Returns:
         HTML with all styles, scripts and data in it.
@@ -63,107 +93,93 @@ def build_report(specs: Iterable[TableSpec], results: Results) -> str:
         ReportError: if none of the tables was made.
         RecordError: for a damaged file of records.
     """
-    made: list[TableSpec] = []
-    tables: list[list[Table]] = []
-    missing = []
-    for spec in specs:
-        try:
-            tables.append(stored_tables(spec, results))
-            made.append(spec)
-        except TableError:
-            missing.append(spec)
-    if not made:
+    tables, missing = _stored(specs, results)
+    if not any(spec.kind != "verdicts" for spec, _ in tables):
         raise ReportError(
             f"{results.folder} holds no table to report on; make the quick ones with `make reproduce-table`"
         )
-    sections = [
-        section
-        for section in (
-            _accuracy(made, results),
-            _curves(made, results),
-            _speed(made, results),
-            _layers(made, results),
-            _tables(made, tables),
-        )
-        if section.blocks
-    ]
+    verdicts = [_verdict_first(table) for spec, made in tables if spec.kind == "verdicts" for table in made]
     environment = Environment(
         loader=PackageLoader("whtnet.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters["code"] = _code
     return environment.get_template("page.html").render(
-        sections=sections, missing=missing, command_for=command_for, plotly=Markup(get_plotlyjs())
+        verdicts=verdicts,
+        summary=_summary(verdicts),
+        trained=_all_trained(tables, results),
+        timed=[_timed(spec, results) for spec, _ in tables if spec.kind == "speed"],
+        listed=[Listed(spec, made, _links(spec, made, results, folder or results.folder)) for spec, made in tables],
+        missing=missing,
+        command_for=command_for,
     )
 
 
-def _accuracy(specs: Iterable[TableSpec], results: Results) -> Section:
-    blocks = [
-        Block(f"accuracy-{spec.name}", spec.title, spec.intro, pareto_charts(rows))
-        for spec, rows in _trained(specs, results)
-    ]
-    text = (
-        "Test accuracy at the last epoch, mean and standard deviation over seeds. The dotted line is the Pareto front: "
-        "what no cheaper row beats. Open markers are published values."
+def _stored(
+    specs: Iterable[TableSpec], results: Results
+) -> tuple[list[tuple[TableSpec, list[Table]]], list[TableSpec]]:
+    """The specifications whose tables were made, with those, and the others."""
+    made, missing = [], []
+    for spec in specs:
+        try:
+            made.append((spec, stored_tables(spec, results)))
+        except TableError:
+            missing.append(spec)
+    return made, missing
+
+
+def _verdict_first(table: Table) -> Table:
+    order = {"verdict": 0, "claim": 1}
+    return replace(table, columns=sorted(table.columns, key=lambda column: order.get(column.name, 2)))
+
+
+def _summary(verdicts: Sequence[Table]) -> str:
+    counts = Counter(row["verdict"] for table in verdicts for row in table.rows)
+    return ", ".join(f"{n} {verdict}" for verdict, n in counts.most_common())
+
+
+def _all_trained(tables: Sequence[tuple[TableSpec, Sequence[Table]]], results: Results) -> list[Trained]:
+    """The training tables with runs; those that every machine makes anew, to show that all works, come last."""
+    specs = sorted((spec for spec, _ in tables if spec.kind == "training"), key=lambda spec: spec.rerun)
+    return [part for spec in specs if (part := _trained(spec, results)).recipes]
+
+
+def _trained(spec: TableSpec, results: Results) -> Trained:
+    rows = results.rows(spec)
+    groups = by_recipe(rows)
+    alone = [row for row in rows if row.records and row.recipe not in groups]
+    return Trained(
+        spec,
+        [_recipe(group, rows, results) for group in groups.values()],
+        [f"{row.label}: {row.top1} by {describe_recipe(row.records)}" for row in alone],
     )
-    return Section("accuracy", "Accuracy against cost", text, blocks)
 
 
-def _curves(specs: Iterable[TableSpec], results: Results) -> Section:
-    blocks = [
-        Block(f"curves-{spec.name}", spec.title, charts=curve_charts(rows)) for spec, rows in _trained(specs, results)
+def _recipe(rows: Sequence[TrainedRow], every_row: Sequence[TrainedRow], results: Results) -> Recipe:
+    known = [
+        replace(row, records=[{**record, "layers": results.layers(record)} for record in row.records]) for row in rows
     ]
-    text = "Mean over seeds; the band is ± one standard deviation where there is more than one seed."
-    return Section("curves", "Training curves", text, blocks)
-
-
-def _speed(specs: Iterable[TableSpec], results: Results) -> Section:
-    blocks = [
-        Block(f"speed-{spec.name}", spec.title, spec.intro, speed_charts(spec, results.measured(spec)))
-        for spec in _of_kind(specs, "speed")
-    ]
-    return Section("speed", "Speed", "Medians; the numbers, and the machine, stand in the tables below.", blocks)
-
-
-def _layers(specs: Iterable[TableSpec], results: Results) -> Section:
-    blocks = []
-    for spec, trained in _trained(specs, results):
-        rows = [
-            replace(row, records=[{**record, "layers": results.layers(record)} for record in row.records])
-            for row in trained
-        ]
-        inspected = [row for row in rows if any(record["layers"] for record in row.records)]
-        if inspected:
-            blocks.append(Block(f"zeros-{spec.name}", spec.title, charts=[zero_chart(rows)]))
-        for number, row in enumerate(inspected):
-            blocks.append(Block(f"layers-{spec.name}-{number}", f"{spec.title}: {row.label}", charts=layer_charts(row)))
-    text = (
-        "Thresholds and transform-domain weights of the first seed, in sequency order, the lowest at the upper left. "
-        "Colours diverge from 0 for thresholds, from 1, where they start, for weights. Shares of zeros are of one "
-        "batch of test images, mean over seeds."
+    inspected = [row for row in known if any(record["layers"] for record in row.records)]
+    names = [(short_name(row), f"{row.label}: {row.top1} %") for row in rows]
+    published = published_points(every_row, "parameters")
+    return Recipe(
+        text=describe_recipe(rows[0].records),
+        accuracy=pareto_chart(rows, every_row, "parameters"),
+        names=names + [(point.label, f"{point.text}: {point.top1.mean:.2f} %") for point in published],
+        more=[pareto_chart(rows, every_row, "macs"), *(curve_chart(rows, metric) for metric in METRICS)],
+        zeros=zeros_by_layer(inspected),
+        pictures=[(row.label, layer_pictures(row)) for row in (principal_rows(inspected) if inspected else ())],
     )
-    return Section("layers", "What the layers learned", text, blocks)
 
 
-def _tables(specs: Sequence[TableSpec], tables: Sequence[Sequence[Table]]) -> Section:
-    blocks = [
-        Block(
-            f"table-{spec.name}",
-            spec.title,
-            tables=shown,
-            source=f"Specification: `experiments/{spec.name}.yaml`; made by `{command_for(spec)}`.",
-        )
-        for spec, shown in zip(specs, tables, strict=True)
-    ]
-    return Section("tables", "Tables", "A published value stands beside its source.", blocks)
+def _timed(spec: TableSpec, results: Results) -> Timed:
+    measured = results.measured(spec)
+    return Timed(spec, [layer_bars(spec, measured), network_bars(measured)], growth_chart(measured))
 
 
-def _trained(specs: Iterable[TableSpec], results: Results) -> list[tuple[TableSpec, list[TrainedRow]]]:
-    found = [(spec, [row for row in results.rows(spec) if row.records]) for spec in _of_kind(specs, "training")]
-    return [(spec, rows) for spec, rows in found if rows]
-
-
-def _of_kind(specs: Iterable[TableSpec], kind: str) -> list[TableSpec]:
-    return [spec for spec in specs if spec.kind == kind]
+def _links(spec: TableSpec, tables: Sequence[Table], results: Results, folder: Path) -> list[tuple[str, str]]:
+    """The files of a table that are there, by addresses from ``folder``."""
+    there = [path for path in rendered(spec.name, tables, command_for(spec)) if (results.folder / path).is_file()]
+    return [(Path(path).name, Path(os.path.relpath(results.folder / path, folder)).as_posix()) for path in there]
 
 
 def _code(text: str) -> Markup:

@@ -1,21 +1,36 @@
 """Figures for a paper and the README."""
 
 import io
-import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from whtnet.files import atomic_write
+from whtnet.tables.labels import GAP, place_labels
+from whtnet.tables.points import (
+    COSTS,
+    METRICS,
+    Point,
+    by_recipe,
+    front,
+    principal_rows,
+    published_points,
+    short_name,
+    trained_points,
+)
 from whtnet.tables.results import Results
 from whtnet.tables.spec import TableSpec
 from whtnet.tables.speed import growth, layer_ratios
-from whtnet.tables.training import TrainedRow, pareto_front, time_axis
+from whtnet.tables.training import TrainedRow, describe_recipe
 
 # Okabe and Ito's colours, which colour-blind readers tell apart, without the yellow that is too pale for lines.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999")
-COSTS = {"parameters": "parameters", "macs": "MACs"}
-METRICS = {"test_top1": "test top-1 (%)", "train_loss": "training loss"}
+_POINTS = {  # by the kind of a point, how Matplotlib draws it
+    "trained": {"fmt": "o", "color": PALETTE[0]},
+    "control": {"fmt": "s", "color": "#666666"},
+    "published": {"fmt": "D", "color": PALETTE[1], "markerfacecolor": "white"},
+}
+_LABEL = 8  # points, the size of labels
 
 
 def figure_names(spec: TableSpec, results: Results) -> list[str]:
@@ -38,7 +53,7 @@ def draw_figures(spec: TableSpec, results: Results, folder: Path, suffix: str = 
     """
     paths = [folder / f"{name}{suffix}" for name in figure_names(spec, results)]
     if paths and spec.kind == "training":
-        rows = [row for row in results.rows(spec) if row.records]
+        rows = results.rows(spec)
         draw_pareto(rows, paths[0])
         draw_curves(rows, paths[1])
     elif paths:
@@ -49,51 +64,86 @@ def draw_figures(spec: TableSpec, results: Results, folder: Path, suffix: str = 
 
 
 def draw_pareto(rows: Sequence[TrainedRow], path: Path) -> None:
-    """Points: accuracy with its deviation over seeds against parameters and MACs."""
-    figure, axes = _subplots(ncols=2, sharey=True, figsize=(8, 3.6 + 0.2 * len(rows)))
-    for ax, (cost, name) in zip(axes, COSTS.items(), strict=True):
-        points = [(row.cost[cost], row.top1.mean) for row in rows]
-        ax.plot(
-            *zip(*pareto_front(points), strict=True),
-            "--",
-            drawstyle="steps-post",
-            color="#999999",
-            linewidth=1,
-            zorder=1,
-        )
-        for (x, y), row, (color, marker, _) in zip(points, rows, row_styles(rows), strict=True):
-            ax.errorbar(x, y, row.top1.sd, fmt=marker, color=color, capsize=3, label=row.label)
-        ax.set_xlabel(name)
-        ax.xaxis.set_major_formatter(_engineering())
-        ax.margins(x=0.15, y=0.15)
-        ax.grid(alpha=0.3)
-    axes[0].set_ylabel("test top-1 (%)")
-    _legend_below(figure, axes[0])
+    """Accuracy, with its deviation over seeds, against parameters: a panel for each recipe, labels at the points."""
+    groups = by_recipe(rows)
+    published = published_points(rows, "parameters")
+    panels = [trained_points(group, "parameters") + published for group in groups.values()]
+    heights = [2.8 + 0.1 * len(points) for points in panels]
+    figure, axes = _subplots((8, sum(heights)), nrows=len(panels), height_ratios=heights)
+    axes = axes[:, 0]
+    for ax, group, points in zip(axes, groups.values(), panels, strict=True):
+        ax.set_title(describe_recipe(group[0].records).replace("`", ""), fontsize=10, loc="left")
+        _draw_points(ax, points)
+    keys = {name: key for ax in axes for key, name in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(keys.values(), keys, loc="outside lower center", ncols=len(keys), frameon=False, fontsize=8)
+    axes[-1].set_xlabel(COSTS["parameters"])
+    for ax, points in zip(axes, panels, strict=True):
+        _label_points(ax, points)
     _save(figure, path)
+
+
+def _draw_points(ax: Any, points: Sequence[Point]) -> None:
+    ours = [point for point in points if point.kind != "published"]
+    steps = {"drawstyle": "steps-post", "color": "#999999", "linewidth": 1, "zorder": 1}
+    ax.plot(*zip(*front(ours), strict=True), "--", label="Pareto front", **steps)
+    for kind, style in _POINTS.items():
+        if chosen := [point for point in points if point.kind == kind]:
+            x, y = [point.cost for point in chosen], [point.top1.mean for point in chosen]
+            ax.errorbar(x, y, [point.top1.sd for point in chosen], label=kind, linestyle="", capsize=3, **style)
+    ax.xaxis.set_major_formatter(_engineering())
+    ax.set_ylabel(METRICS["test_top1"])
+    ax.margins(x=0.08, y=0.1)
+    ax.grid(alpha=0.3)
+
+
+def _label_points(ax: Any, points: Sequence[Point]) -> None:
+    """Label each point beside it, once the size of the axes is known."""
+    ax.figure.draw_without_rendering()
+    unit = ax.figure.dpi / 72  # from pixels to points, in which text is measured
+    where = (ax.transData.transform([(point.cost, point.top1.mean) for point in points]) - ax.bbox.min) / unit
+    widths = [_LABEL * 0.6 * len(point.label) for point in points]
+    places = place_labels(where.tolist(), widths, tuple(ax.bbox.size / unit), 1.3 * _LABEL)
+    for point, place in zip(points, places, strict=True):
+        ax.annotate(
+            point.label,
+            (point.cost, point.top1.mean),
+            (GAP if place.right else -GAP, place.shift),
+            textcoords="offset points",
+            ha="left" if place.right else "right",
+            va="center",
+            fontsize=_LABEL,
+            arrowprops={"arrowstyle": "-", "color": "#999999", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3},
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8},
+            in_layout=False,
+        )
 
 
 def draw_curves(rows: Sequence[TrainedRow], path: Path) -> None:
-    """Lines: accuracy and loss in training, mean and a band of ± one deviation over seeds."""
-    figure, axes = _subplots(ncols=2, figsize=(8, 3.6 + 0.2 * len(rows)))
-    title, units = time_axis(rows)
-    for ax, (metric, name) in zip(axes, METRICS.items(), strict=True):
-        for row, unit, (color, _, line) in zip(rows, units, row_styles(rows), strict=True):
-            curve = row.curve(metric)
-            x = [unit * epoch for epoch in curve]
-            ax.plot(x, [s.mean for s in curve.values()], line, color=color, label=row.label)
-            low, high = ([s.mean + sign * s.sd for s in curve.values()] for sign in (-1, 1))
-            ax.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
-        ax.set_xlabel(title)
-        ax.set_ylabel(name)
-        ax.grid(alpha=0.3)
-    _legend_below(figure, axes[0])
+    """Accuracy and loss in training, of a few rows: a line of panels for each recipe, and bands of ± one deviation."""
+    groups = [principal_rows(group) for group in by_recipe(rows).values()]
+    figure, axes = _subplots((8, 3.4 * len(groups)), nrows=len(groups), ncols=len(METRICS))
+    for line, group in zip(axes, groups, strict=True):
+        for ax, (metric, name) in zip(line, METRICS.items(), strict=True):
+            _draw_curves(ax, group, metric)
+            ax.set_xlabel(f"epoch, recipe {group[0].recipe}")
+            ax.set_ylabel(name)
+            ax.grid(alpha=0.3)
+        line[0].legend(frameon=False, fontsize=8, loc="lower right")
     _save(figure, path)
+
+
+def _draw_curves(ax: Any, rows: Sequence[TrainedRow], metric: str) -> None:
+    for row, color in zip(rows, PALETTE, strict=False):
+        curve = row.curve(metric)
+        ax.plot(list(curve), [s.mean for s in curve.values()], color=color, label=short_name(row))
+        low, high = ([s.mean + sign * s.sd for s in curve.values()] for sign in (-1, 1))
+        ax.fill_between(list(curve), low, high, color=color, alpha=0.2, linewidth=0)
 
 
 def draw_ratios(spec: TableSpec, measured: Mapping[str, Any], path: Path) -> None:
     """Bars: how many times as fast as the convolution each layer is, forward and with backward."""
     ratios = layer_ratios(spec, measured)
-    figure, axes = _subplots(figsize=(8, 0.45 * len(ratios) + 1.2))
+    figure, ((axes,),) = _subplots((8, 0.45 * len(ratios) + 1.2))
     for mode, (offset, label) in enumerate(((-0.2, "forward"), (0.2, "forward + backward"))):
         values = [pair[mode] for pair in ratios.values()]
         bars = axes.barh([i + offset for i in range(len(values))], values, 0.38, color=PALETTE[mode], label=label)
@@ -110,7 +160,7 @@ def draw_ratios(spec: TableSpec, measured: Mapping[str, Any], path: Path) -> Non
 
 def draw_growth(measured: Mapping[str, Any], path: Path) -> None:
     """Lines: time for a vector of n channels against n, with the copy as the floor."""
-    figure, axes = _subplots(figsize=(6.4, 4.4))
+    figure, ((axes,),) = _subplots((6.4, 4.4))
     for (label, points), color in zip(growth(measured).items(), ("#d55e00", "#0072b2", "#666666"), strict=True):
         axes.plot(*zip(*points, strict=True), "o-", color=color, label=label, markersize=4)
     axes.set_xscale("log", base=2)
@@ -122,31 +172,21 @@ def draw_growth(measured: Mapping[str, Any], path: Path) -> None:
     _save(figure, path)
 
 
-def row_styles(rows: Sequence[TrainedRow]) -> list[tuple[str, str, str]]:
-    """Colour, marker and line (Matplotlib's names) of each row; where colours begin again, the other two change."""
-    styles = [
-        (color, marker, line) for marker, line in zip("osD^", ("-", "--", ":", "-."), strict=True) for color in PALETTE
-    ]
-    return list(itertools.islice(itertools.cycle(styles), len(rows)))
-
-
 def _engineering() -> Any:
     from matplotlib.ticker import EngFormatter
 
     return EngFormatter(sep="")
 
 
-def _legend_below(figure: Any, axes: Any) -> None:
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=1, frameon=False)
-
-
-def _subplots(*, ncols: int = 1, sharey: bool = False, **options: Any) -> tuple[Any, Any]:
+def _subplots(figsize: tuple[float, float], **options: Any) -> tuple[Any, Any]:
+    """A figure, and the array of its axes, in lines."""
     import matplotlib  # slow to import, and needed here alone
     from matplotlib.figure import Figure
 
-    matplotlib.rcParams["svg.hashsalt"] = "whtnet"  # the same figure, the same file
-    figure = Figure(layout="constrained", **options)
-    return figure, figure.subplots(ncols=ncols, sharey=sharey)
+    # The same figure, the same file; text as text, which is small and can be searched.
+    matplotlib.rcParams.update({"svg.hashsalt": "whtnet", "svg.fonttype": "none"})
+    figure = Figure(figsize, layout="constrained")
+    return figure, figure.subplots(squeeze=False, **options)
 
 
 def _save(figure: Any, path: Path) -> None:

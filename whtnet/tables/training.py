@@ -31,6 +31,7 @@ class TrainedRow:
         cost: what :class:`whtnet.cost.Cost` counts; empty where the row was neither trained nor counted.
         records: of its runs, one a seed; may be empty.
         baseline: the row that it is compared with, by the same recipe; None for itself, or where there is none.
+        control: whether it does without the layer in question.
     """
 
     id: str
@@ -40,6 +41,7 @@ class TrainedRow:
     cost: Mapping[str, int]
     records: Sequence[Mapping[str, Any]]
     baseline: "TrainedRow | None" = None
+    control: bool = False
 
     @property
     def top1(self) -> Spread:
@@ -106,6 +108,7 @@ def trained_rows(spec: TableSpec, runs: Runs, counts: Counts) -> list[TrainedRow
                 published=row.get("published") or {},
                 cost=counts[row["id"]][0] if row["id"] in counts else records[0]["cost"] if records else {},
                 records=records,
+                control=row.get("control", False),
             )
     baselines = {row["id"]: row.get("baseline", spec.rows[0]["id"]) for row in spec.rows}
     return [_compared(row, baselines[row.id], made) for row in made.values()]
@@ -117,15 +120,6 @@ def _compared(row: TrainedRow, baseline: str, rows: Mapping[tuple[str, str | Non
     same_recipe = rows.get((baseline, row.recipe))
     other = next((other for (name, _), other in rows.items() if name == baseline), None)  # costs the same
     return replace(row, baseline=same_recipe or (other and replace(other, records=[])))
-
-
-def time_axis(rows: Sequence[TrainedRow]) -> tuple[str, list[float]]:
-    """The axis that curves of trained rows share: its title, and for each row the factor from epochs to its unit.
-
-    The unit is an epoch where all rows have as many, else a percent of the row's own.
-    """
-    epochs = [row.records[0]["epochs"] for row in rows]
-    return ("epoch", [1.0] * len(rows)) if len(set(epochs)) == 1 else ("epochs done (%)", [100 / n for n in epochs])
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -173,7 +167,7 @@ def _cells(row: TrainedRow) -> dict[str, Cell]:
         "published_top1": row.published.get("top1", NOT_AT_HAND),
         "published_parameters": row.published.get("parameters", NOT_AT_HAND),
         "source": row.published.get("source"),
-        "recipe": _recipe(row.records),
+        "recipe": describe_recipe(row.records),
         "minutes": _minutes(row.records),
     }
 
@@ -194,7 +188,8 @@ def _cost_table(spec: TableSpec, counts: Counts) -> Table:
     return Table(f"{spec.title}: parameters and MACs by size of the images", columns, rows)
 
 
-def _recipe(records: Sequence[Mapping[str, Any]]) -> str:
+def describe_recipe(records: Sequence[Mapping[str, Any]]) -> str:
+    """The recipe that runs were trained by: its name, schedule, epochs and precision."""
     recipes = {
         f"`{r['recipe']}`: {r['settings']['trainer']['schedule']}, {r['epochs']} epochs, {r['precision']}"
         for r in records

@@ -1,47 +1,21 @@
 "use strict";
-// Charts are drawn when they come near the window, in the colours of the page's theme.
-const charts = [...document.querySelectorAll(".chart")];
-const coarse = matchMedia("(pointer: coarse)").matches;
+// The page works without this; it adds the texts of what is pointed at, and the switch of the theme.
+const tip = document.getElementById("tip");
 
-function themed(layout) {
-  const style = getComputedStyle(charts[0]);
-  const [ink, card, edge] = [style.color, style.backgroundColor, style.borderTopColor];
-  const result = structuredClone(layout);
-  Object.assign(result, { paper_bgcolor: card, plot_bgcolor: card, font: { color: ink, family: style.fontFamily } });
-  result.hoverlabel = { bgcolor: card, bordercolor: edge, font: { color: ink } };
-  result.dragmode = coarse ? false : "zoom"; // a finger scrolls the page
-  for (const [name, part] of Object.entries(result)) {
-    if (/^[xy]axis/.test(name)) Object.assign(part, { gridcolor: edge, zerolinecolor: edge, linecolor: edge });
-    if (/^coloraxis/.test(name)) part.colorscale = [[0, "#2f7fc1"], [0.5, card], [1, "#e06c1f"]];
-  }
-  return result;
+function show(event) {
+  const about = event.target.closest("[data-tip]");
+  tip.hidden = !about;
+  if (!about) return;
+  tip.textContent = about.dataset.tip;
+  const { clientX: x, clientY: y } = event;
+  tip.style.left = `${Math.max(8, Math.min(x + 12, document.documentElement.clientWidth - tip.offsetWidth - 8))}px`;
+  tip.style.top = `${y + 16 + tip.offsetHeight > innerHeight ? y - 12 - tip.offsetHeight : y + 16}px`;
 }
+for (const name of ["pointerover", "pointermove", "pointerdown"]) document.addEventListener(name, show);
+document.addEventListener("scroll", () => { tip.hidden = true; });
 
-function draw(chart) {
-  chart.figure ??= JSON.parse(chart.querySelector("script").textContent);
-  const { data, layout } = chart.figure;
-  Plotly.react(chart, data, themed(layout), { responsive: true, displayModeBar: false });
-}
-
-function redraw() {
-  charts.filter((chart) => chart.figure).forEach(draw);
-}
-
-const observer = new IntersectionObserver((entries) => {
-  for (const entry of entries.filter((entry) => entry.isIntersecting)) {
-    observer.unobserve(entry.target);
-    draw(entry.target);
-  }
-}, { rootMargin: "600px" });
-charts.forEach((chart) => observer.observe(chart));
-addEventListener("beforeprint", () => charts.forEach(draw));
-
-const preference = matchMedia("(prefers-color-scheme: dark)");
-preference.addEventListener("change", redraw);
 document.getElementById("theme").addEventListener("click", () => {
   const root = document.documentElement.style;
-  const dark = root.colorScheme ? root.colorScheme === "dark" : preference.matches;
+  const dark = root.colorScheme ? root.colorScheme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
   root.colorScheme = dark ? "light" : "dark";
-  redraw();
 });
-if (matchMedia("(max-width: 60rem)").matches) document.querySelector("nav details").open = false;
