@@ -76,7 +76,7 @@ _LATEX_CHARACTERS = str.maketrans(
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "`": r"\textasciigrave{}"}
     | {"×": r"$\times$", "→": r"$\rightarrow$", "±": r"$\pm$", "−": "$-$", "–": "--", "…": r"\ldots{}", "\n": " "}
-    | {"≤": r"$\leq$", "≥": r"$\geq$"}
+    | {"≤": r"$\leq$", "≥": r"$\geq$", "√": r"$\surd$"}
 )
 
 
