@@ -64,7 +64,7 @@ def test_commands_that_are_only_shown_name_what_exists(page):
         assert target in targets, target
     for table in re.findall(r"TABLE=([a-z0-9_]+)", text + prose):
         assert (ROOT / "experiments" / f"{table}.yaml").is_file(), table
-    for policy in re.findall(r"\bpolicy=([a-z0-9_]+(?:,[a-z0-9_]+)*)", text):
+    for policy in re.findall(r"\bpolicy=([a-z0-9_/]+(?:,[a-z0-9_/]+)*)", text):
         for name in policy.split(","):
             known = (ROOT / "configs" / "policy" / f"{name}.yaml").is_file()
             assert known or f"configs/policy/{name}.yaml" in text, name
