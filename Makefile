@@ -21,7 +21,7 @@ help: ## list targets and tables
 reproduce-table: $(READY) ## make the quick tables, or TABLE=NAME, in runs/results, and compare; ARGS="--fresh" passes options
 	$(BIN)/python scripts/reproduce_table.py $(TABLE) $(ARGS)
 
-verify: $(READY) ## check without training: records, counts, results/, README and committed weights say the same
+verify: $(READY) ## check without training: records, counts, results/, README and weights say the same
 	$(BIN)/python scripts/verify.py $(ARGS)
 
 report: $(READY) ## show all results on one page, results/report.html

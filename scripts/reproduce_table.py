@@ -18,6 +18,7 @@ from whtnet.experiment import Experiment
 from whtnet.jobs import Job, default_at_once, run_jobs
 from whtnet.policy import shipped_policies
 from whtnet.records import environment, put_record, read_records, write_json
+from whtnet.released import released_folder
 from whtnet.runs import resolve_device
 from whtnet.tables import (
     Identities,
@@ -33,6 +34,7 @@ from whtnet.tables import (
     count_training_rows,
     draw_figures,
     load_spec,
+    measure_released,
     measure_speed,
     run_overrides,
     stored_tables,
@@ -260,6 +262,14 @@ def _measure_speed(spec: TableSpec, folders: Folders, arguments: argparse.Namesp
     write_json(folders.own / f"{spec.name}.json", {"environment": environment(device), **measured})
 
 
+def _measure_released(spec: TableSpec, folders: Folders, _: argparse.Namespace) -> None:
+    folder = released_folder()
+    with ProgressView() as view:
+        bar, done = view.task(spec.title), itertools.count()
+        rows = measure_released(spec, folder, lambda step: bar(next(done) / len(spec.rows), step))
+    write_json(folders.own / f"{spec.name}.json", {"rows": rows})
+
+
 def _measure_nothing(*_: Any) -> None:
     """For a table that is made of the others' results."""
 
@@ -269,6 +279,7 @@ _MEASURE = {
     "coverage": _measure_coverage,
     "training": _measure_training,
     "speed": _measure_speed,
+    "released": _measure_released,
     "verdicts": _measure_nothing,
 }
 

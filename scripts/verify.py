@@ -1,7 +1,8 @@
 """Check what the project publishes, without training: ``python scripts/verify.py``.
 
 Records replay, published counts are those of the built models, results/ and README.md hold what the records render to,
-committed weights give their records' accuracies where the data is at hand. Exits with 1 if anything failed.
+committed weights give their records' accuracies, and HT-2023's released networks those of their logs, where files and
+data are at hand. Exits with 1 if anything failed.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from whtnet.verification import (
     check_files,
     check_readme,
     check_records,
+    check_released,
     check_weights,
     counts_again,
 )
@@ -44,6 +46,11 @@ def main() -> None:
         found += _show("counts on built models", counted)
     found += _show("files in results/", check_files(specs, results))
     found += _show("tables in README.md", check_readme(specs, results, ROOT / "README.md"))
+    total, done = sum(len(spec.rows) for spec in specs if spec.kind == "released"), itertools.count()
+    with ProgressView() as view:
+        bar = view.task("released networks")
+        evaluated = list(check_released(specs, lambda step: bar(next(done) / total, step)))
+    found += _show("released networks", evaluated)
     found += _show("committed weights", check_weights(results))
     outcomes = Counter(check.outcome for check in found)
     console.print(f"{outcomes[PASSED]} passed, {outcomes[FAILED]} failed")

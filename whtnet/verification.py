@@ -16,6 +16,7 @@ from whtnet.errors import UserError
 from whtnet.experiment import Experiment
 from whtnet.policy import apply_policy_
 from whtnet.records import record_file
+from whtnet.released import ReleasedFilesNotFoundError, released_folder
 from whtnet.tables import (
     Compose,
     Results,
@@ -24,6 +25,8 @@ from whtnet.tables import (
     count_rows,
     count_training_rows,
     figure_names,
+    is_equal,
+    measure_released,
     rendered,
     stored_tables,
     with_table,
@@ -136,6 +139,27 @@ def check_readme(specs: Iterable[TableSpec], results: Results, readme: Path) -> 
             same = with_table(text, spec, stored_tables(spec, results)[0], readme) == text
             remedy = f"`{command_for(spec)} ARGS='--update --no-training'` puts the table back"
             yield passed_or_failed(f"{readme.name}: table {spec.name}", "" if same else remedy)
+
+
+def check_released(specs: Iterable[TableSpec], on_step: Callable[[str], None]) -> Iterator[Check]:
+    """Networks that others released give the accuracies of their logs, where their files and the data are at hand.
+
+    Args:
+        specs: of the tables.
+        on_step: called with the name of each row when it is evaluated.
+    """
+    for spec in (spec for spec in specs if spec.kind == "released"):
+        try:
+            folder = released_folder()
+            rows = measure_released(spec, folder, on_step)
+        except (DatasetNotFoundError, ReleasedFilesNotFoundError) as error:
+            yield Check(spec.name, SKIPPED, str(error))
+        except UserError as error:
+            yield Check(spec.name, FAILED, str(error))
+        else:
+            for row in rows:
+                problem = f"{row['ours']:.2f} % are right, the log says {row['best']:.2f} %"
+                yield passed_or_failed(f"{spec.name}: {row['id']}", "" if is_equal(row) else problem)
 
 
 def check_weights(results: Results) -> Iterator[Check]:

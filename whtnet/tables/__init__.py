@@ -11,6 +11,7 @@ from whtnet.tables.counts import (
 from whtnet.tables.figures import draw_figures, figure_names
 from whtnet.tables.files import rendered, update_readme, with_table, write_tables
 from whtnet.tables.measure import measure_speed
+from whtnet.tables.released import is_equal, measure_released
 from whtnet.tables.render import to_csv, to_latex, to_markdown, to_rich
 from whtnet.tables.results import Results
 from whtnet.tables.runs import Compose, Identities, run_overrides
@@ -39,7 +40,9 @@ __all__ = [
     "coverage_tables",
     "draw_figures",
     "figure_names",
+    "is_equal",
     "load_spec",
+    "measure_released",
     "measure_speed",
     "parameter_tables",
     "place",

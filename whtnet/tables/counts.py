@@ -186,6 +186,8 @@ def named_counts(spec: TableSpec, measured: Mapping[str, Any]) -> dict[str, int]
             costs |= _pair_costs(measured.get("families", ()))
         case "coverage":
             costs = _pair_costs(measured.get("pairs", ()))
+        case "released":
+            costs = {row["id"]: {"parameters": row["parameters"]} for row in measured.get("rows", ())}
         case _:
             costs = {}
     return {f"{what}: {name}": count for what, cost in costs.items() for name, count in cost.items()}

@@ -1,6 +1,7 @@
 """Tables again from a folder of results, without measuring anything."""
 
 from whtnet.tables.counts import coverage_tables, parameter_tables
+from whtnet.tables.released import released_tables
 from whtnet.tables.results import Results
 from whtnet.tables.spec import TableError, TableSpec
 from whtnet.tables.speed import speed_tables
@@ -34,6 +35,8 @@ def stored_tables(spec: TableSpec, results: Results) -> list[Table]:
             return parameter_tables(spec, measured["rows"], measured["families"])
         case "coverage":
             return coverage_tables(spec, measured["pairs"])
+        case "released":
+            return released_tables(spec, measured["rows"])
         case _:
             return speed_tables(spec, measured, place(measured["environment"]))
 

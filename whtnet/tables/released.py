@@ -1,0 +1,71 @@
+"""Networks that others released, evaluated here, beside what their logs say."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from whtnet.data import load_dataset
+from whtnet.engine import evaluate
+from whtnet.released import import_released, logged_accuracies, released_model
+from whtnet.tables.spec import TableSpec
+from whtnet.tables.table import Column, Table
+
+TOLERANCE = 0.02
+"""Points of accuracy, two of 10,000 images: what float32 in another order of summation may change."""
+
+_BATCH = 500
+
+
+def measure_released(spec: TableSpec, folder: Path, on_step: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Import and evaluate the networks of a table.
+
+    Args:
+        spec: the table; each row names a ``model`` of :mod:`whtnet.released`.
+        folder: of the released files.
+        on_step: called with the name of each row before it is evaluated.
+
+    Returns:
+        For every row its ``id``, ``parameters``, the ``best`` and ``last`` epoch of the log, and ``ours``, in percent.
+
+    Raises:
+        ReleasedError: for files that are not there, or hold something else.
+        DatasetNotFoundError: if the data is not at hand.
+    """
+    return [_measure(row, folder, on_step) for row in spec.rows]
+
+
+def _measure(row: Mapping[str, Any], folder: Path, on_step: Callable[[str], None]) -> dict[str, Any]:
+    on_step(row["id"])
+    name = row["model"]
+    log = logged_accuracies(folder, name)
+    classifier = import_released(folder / f"{released_model(name).stem}.pth", name)
+    data = load_dataset(**classifier.dataset)
+    loaders = data.loaders(batch_size=_BATCH, device=torch.device("cpu"), seed=0)
+    ours = evaluate(classifier.network, loaders.test)["top1"]
+    parameters = classifier.report.after.parameters
+    accuracies = {"best": max(log), "last": log[-1], "ours": ours}
+    return {"id": row["id"], "parameters": parameters, **{key: round(value, 2) for key, value in accuracies.items()}}
+
+
+def is_equal(measured: Mapping[str, Any]) -> bool:
+    """Whether our accuracy of a row is the one that the log says for its best epoch, which was released."""
+    return abs(measured["ours"] - measured["best"]) < TOLERANCE + 1e-9
+
+
+def released_tables(spec: TableSpec, measured: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """The table of what :func:`measure_released` returned."""
+    labels = {row["id"]: row["label"] for row in spec.rows}
+    columns = (
+        Column("network"),
+        Column("parameters", form=",d"),
+        Column("last", "log, last epoch (%)", ".2f"),
+        Column("best", "log, best epoch (%)", ".2f"),
+        Column("ours", "test top-1 here (%)", ".2f"),
+        Column("verdict", f"equal to the best (±{TOLERANCE})"),
+    )
+    rows = [
+        {"network": labels[row["id"]], **row, "verdict": "equal" if is_equal(row) else "differs"} for row in measured
+    ]
+    return [Table(spec.title, columns, rows, spec.intro)]
