@@ -100,7 +100,7 @@ class Classifier(
         self.input_size = tuple(input_size)
         self.dataset = dict(dataset or {})
         self.training_facts = dict(training or {})
-        fresh = {**backbone, "pretrained": False} if backbone.get("pretrained") else backbone
+        fresh = {key: value for key, value in backbone.items() if key not in ("pretrained", "weights")}
         self.network = build_backbone(**fresh, num_classes=len(self.classes))
         self.report = apply_policy_(self.network, Policy.from_dict(policy), self.input_size, share)
         for name, values in (("mean", mean), ("std", std)):

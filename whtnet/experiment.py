@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from whtnet.backbones import build_backbone
+from whtnet.backbones import build_backbone, weights_identity
 from whtnet.data import data_identity, load_dataset, source_defaults
 from whtnet.engine import TrainConfig
 from whtnet.errors import UserError
@@ -149,15 +149,22 @@ class Experiment:
 
     @functools.cached_property
     def inputs(self) -> dict[str, Any]:
-        """What the files are that the settings only point to: the data set, and the network to begin with.
+        """What the files are that the settings only point to: the data set, and the network or weights to begin with.
 
         Raises:
-            UserError: if the data isn't there.
+            UserError: if the data or the weights aren't there.
         """
         if self.known_inputs is not None:
             return dict(self.known_inputs)
         start = None if self.finetune.start is None else start_identity(self.finetune.start)
-        return _full({"data": data_identity(**self.dataset.to_dict()), "start": start})
+        weights = self.backbone.options.get("weights")
+        return _full(
+            {
+                "data": data_identity(**self.dataset.to_dict()),
+                "start": start,
+                "weights": None if weights is None else weights_identity(weights),
+            }
+        )
 
     @property
     def content(self) -> dict[str, Any]:
@@ -170,7 +177,7 @@ class Experiment:
         dataset = _without(self.dataset.to_dict(), PLACES)
         return _full(
             {
-                "backbone": without_defaults(self.backbone.to_dict(), _backbone_defaults()),
+                "backbone": without_defaults(_without(self.backbone.to_dict(), ("weights",)), _backbone_defaults()),
                 "policy": canonical_policy(self.policy),
                 "dataset": without_defaults(dataset, _dataset_defaults(self.dataset.name)),
                 "trainer": without_defaults(trainer, dataclasses.asdict(TrainConfig())),

@@ -45,7 +45,7 @@ class BackboneSource(ConfigSource):
         match = _PATH.fullmatch(config_path)
         if match is None:
             raise ConfigLoadError(f"no config {config_path}")
-        settings = {"name": match[1], "stem": "imagenet", "pretrained": False}
+        settings = {"name": match[1], "stem": "imagenet", "pretrained": False, "weights": None}
         return ConfigResult(self.provider, self.path, OmegaConf.create(settings), header={"package": None})
 
 

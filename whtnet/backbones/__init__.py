@@ -1,15 +1,16 @@
 """Backbones by name."""
 
 from whtnet.backbones.cifar_resnet import CifarResNet
+from whtnet.backbones.errors import BackboneError
 from whtnet.backbones.registry import (
     CIFAR_RESNETS,
     LIBRARY_MODELS,
     SOURCES,
-    BackboneError,
     build_backbone,
     load_matching_,
 )
 from whtnet.backbones.timm_models import MODELS as TIMM_MODELS
+from whtnet.backbones.weights import weights_identity
 
 __all__ = [
     "CIFAR_RESNETS",
@@ -20,4 +21,5 @@ __all__ = [
     "CifarResNet",
     "build_backbone",
     "load_matching_",
+    "weights_identity",
 ]

@@ -8,8 +8,9 @@ import torchvision
 from torch import Tensor, nn
 
 from whtnet.backbones.cifar_resnet import FORMS, CifarResNet
+from whtnet.backbones.errors import BackboneError
+from whtnet.backbones.weights import load_weights_
 from whtnet.cost import meta_probe
-from whtnet.errors import UserError
 from whtnet.settings import check_arguments
 
 SOURCES = ("torchvision", "timm")
@@ -30,10 +31,6 @@ LIBRARY_MODELS = {
 }
 
 
-class BackboneError(UserError, ValueError):
-    """A backbone that does not exist, or can't be built as asked."""
-
-
 def build_backbone(
     name: str,
     *,
@@ -42,6 +39,7 @@ def build_backbone(
     source: str = "torchvision",
     stem: str = "imagenet",
     pretrained: bool = False,
+    weights: str | None = None,
     **unknown: object,
 ) -> nn.Module:
     """Build a classifier.
@@ -57,6 +55,8 @@ def build_backbone(
             without the strides and poolings that halve the map the first two times.
         pretrained: start from the library's ImageNet weights. What does not fit (the classifier, a ResNet's ``cifar``
             stem) starts fresh.
+        weights: start from a file of weights instead, see :mod:`whtnet.backbones.weights`; a classifier of another
+            number of classes, or a ResNet's ``cifar`` stem, starts fresh.
         unknown: none are taken; the error names them.
 
     Returns:
@@ -69,12 +69,16 @@ def build_backbone(
         known = ["name", *build_backbone.__kwdefaults__]
         known.remove("num_classes")  # the data set's
         raise BackboneError(f"unknown backbone settings {', '.join(sorted(unknown))}; there are {', '.join(known)}")
-    check_arguments(build_backbone, {"name": name, "pretrained": pretrained}, "backbone", BackboneError)
+    check_arguments(
+        build_backbone, {"name": name, "pretrained": pretrained, "weights": weights}, "backbone", BackboneError
+    )
+    if pretrained and weights:
+        raise BackboneError(f"backbone.pretrained=true and backbone.weights={weights} exclude each other; give one")
     if name in CIFAR_RESNETS:
         if pretrained:
             raise BackboneError(f"{name} has no pretrained weights: nobody publishes them with torchvision or timm")
         _check_choice(name, "form", form, FORMS)
-        return CifarResNet(CIFAR_RESNETS[name], num_classes, form)
+        return _with_weights(CifarResNet(CIFAR_RESNETS[name], num_classes, form), weights)
     library, _, model_name = name.partition("/")
     if not model_name:
         if name not in LIBRARY_MODELS:
@@ -85,9 +89,15 @@ def build_backbone(
         library, model_name = source, LIBRARY_MODELS[name] if source == "timm" else name
     _check_choice(name, "source", library, SOURCES)
     _check_choice(name, "stem", stem, STEMS)
-    model = _from_library(model_name, library, num_classes, pretrained)
+    model = _with_weights(_from_library(model_name, library, num_classes, pretrained), weights)
     if stem == "cifar":
         _use_cifar_stem_(model, name)
+    return model
+
+
+def _with_weights(model: nn.Module, weights: str | None) -> nn.Module:
+    if weights is not None:
+        load_weights_(model, weights)
     return model
 
 
@@ -109,7 +119,8 @@ def _from_library(name: str, library: str, num_classes: int, pretrained: bool) -
             raise
         raise BackboneError(
             f"could not load the pretrained weights of {name} from {library}: {error}. They need a network the first "
-            "time, or a filled cache (TORCH_HOME for torchvision, HF_HOME for timm); pretrained=false starts fresh"
+            "time, or a filled cache (TORCH_HOME for torchvision, HF_HOME for timm), or give a file as "
+            "backbone.weights; pretrained=false starts fresh"
         ) from error
 
 
