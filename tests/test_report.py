@@ -20,7 +20,7 @@ from whtnet.records import put_record
 from whtnet.report import ReportError, build_report
 from whtnet.report.charts import curve_chart, layer_bars, pareto_chart
 from whtnet.report.maps import in_sequency_order, layer_pictures, pixels, zeros_by_layer
-from whtnet.report.scale import Scale
+from whtnet.report.scale import Scale, engineering
 from whtnet.tables import Results, load_spec, stored_tables
 from whtnet.tables.training import TrainedRow
 from whtnet.transforms import fwht2
@@ -171,8 +171,8 @@ def test_points_are_those_of_the_records(project):
         "b": "trained",
         "b, published": "published",
     }
-    assert marks["a"].text == "first <b>: 91.00 ± 1.41 (n=2) %, 100"
-    assert marks["b, published"].text == "published, somewhere: 90.12 %, 50"
+    assert marks["a"].text == "first <b>: 91.00 ± 1.41 (n=2) %, 100 parameters"
+    assert marks["b, published"].text == "published, somewhere: 90.12 %, 50 parameters"
     assert marks["b"].x == marks["b, published"].x < marks["a"].x
     assert marks["a"].y < marks["b, published"].y < marks["b"].y  # from the top
     per_percent = (marks["b"].y - marks["a"].y) / 5
@@ -223,6 +223,7 @@ def test_scales():
     assert [log.share(value) for value in (1, 10, 1000)] == [0, pytest.approx(1 / 3), 1]
     assert log.ticks() == [1, 10, 100, 1000]
     assert Scale.around([5, 5]).share(5) == 0.5
+    assert [engineering(value) for value in (0.1, 7, 133_000, 1_500_000)] == ["0.1", "7", "133k", "1.5M"]
 
 
 def test_maps_are_in_sequency_order():

@@ -125,7 +125,8 @@ def pareto_chart(rows: Sequence[TrainedRow], every_row: Sequence[TrainedRow], co
     where = [(_NARROW * x.share(point.cost), height * (1 - y.share(point.top1.mean))) for point in points]
     places = place_labels(where, [_LETTER * len(point.label) for point in points], (_NARROW, height), _LINE)
     marks = [
-        _mark(point, 100 * x.share(point.cost), y, height, place) for point, place in zip(points, places, strict=True)
+        _mark(point, COSTS[cost], 100 * x.share(point.cost), y, height, place)
+        for point, place in zip(points, places, strict=True)
     ]
     best = front(ours)
     corners = [best[0], *(corner for a, b in itertools.pairwise(best) for corner in ((b[0], a[1]), b))]
@@ -146,7 +147,7 @@ def _deviation(point: Point) -> tuple[float, float]:
     return point.top1.mean - point.top1.sd, point.top1.mean + point.top1.sd
 
 
-def _mark(point: Point, x: float, y: Scale, height: int, place: Place) -> Mark:
+def _mark(point: Point, unit: str, x: float, y: Scale, height: int, place: Place) -> Mark:
     bottom, top = (height * (1 - y.share(value)) for value in _deviation(point))
     shown = f"{point.top1.mean:.2f}" if point.kind == "published" else str(point.top1)
     return Mark(
@@ -158,7 +159,7 @@ def _mark(point: Point, x: float, y: Scale, height: int, place: Place) -> Mark:
         label=point.label,
         dx=GAP if place.right else -GAP,
         dy=place.shift,
-        text=f"{point.text}: {shown} %, {point.cost:,}",
+        text=f"{point.text}: {shown} %, {point.cost:,} {unit}",
     )
 
 
@@ -229,7 +230,7 @@ def layer_bars(spec: TableSpec, measured: Mapping[str, Any]) -> Bars:
 
 def network_bars(measured: Mapping[str, Any]) -> Bars:
     """Networks with a policy against those without."""
-    return _bars("How many times as fast is a whole network?", network_ratios(measured), log=False)
+    return _bars("How many times as fast as without a policy is a whole network?", network_ratios(measured), log=False)
 
 
 def _bars(title: str, ratios: Mapping[str, Mapping[str, float]], *, log: bool) -> Bars:

@@ -37,8 +37,8 @@ class Scale:
 
 
 def engineering(value: float) -> str:
-    """A number in few characters: 133k, 1.5M."""
-    return EngFormatter(sep="")(value)
+    """A number in few characters: 133k, 1.5M, and 0.1."""
+    return EngFormatter(sep="")(value) if value >= 1 else plain(value)
 
 
 def plain(value: float) -> str:
