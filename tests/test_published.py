@@ -1,0 +1,79 @@
+"""Networks that the project publishes: from a run into results/weights, and back by every door."""
+
+import pytest
+import timm
+import torch
+from shipped import SHIPPED, compose_config
+
+from whtnet import classifier as classifier_module
+from whtnet.backbones import BackboneError, weights
+from whtnet.classifier import Classifier
+from whtnet.errors import UserError
+from whtnet.experiment import Experiment
+from whtnet.records import put_record
+from whtnet.runs import run
+from whtnet.tracking import NullSink
+
+TINY = ["dataset=synthetic", "dataset.size=32", "dataset.train_size=32", "dataset.test_size=16", "device=cpu"]
+TINY += ["backbone=resnet20", "policy=paper", "trainer=short", "trainer.epochs=1", "trainer.precision=fp32"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    record = run(Experiment.from_config(compose_config(TINY)), sink=NullSink(), root=folder)
+    (file,) = folder.rglob("checkpoint.pt")
+    return file.parent, record
+
+
+@pytest.fixture
+def publish(trained, scripts, tmp_path, monkeypatch):
+    folder, record = trained
+    monkeypatch.setattr(weights, "PUBLISHED", tmp_path / "weights")
+    monkeypatch.setattr(classifier_module, "PUBLISHED", tmp_path / "weights")
+
+    def call(*, recorded=True, source=folder):
+        if recorded:
+            plain = {key: value for key, value in record.items() if key != "layers"}
+            put_record(tmp_path / "runs", {"table": "mine", "row": "a", "recipe": "short", **plain})
+        argv = ["x", str(source), "--name", "resnet20_paper", "--results", str(tmp_path)]
+        monkeypatch.setattr("sys.argv", argv)
+        scripts("publish_weights").main.__wrapped__()
+
+    return call
+
+
+def test_a_published_network_is_the_trained_one(publish, trained, tmp_path):
+    publish()
+    x = torch.rand(2, 3, 32, 32)
+    trained_one = Classifier.load(trained[0])
+    for source in ("resnet20_paper", tmp_path / "weights" / "resnet20_paper.safetensors"):
+        loaded = Classifier.load(source)
+        assert loaded.classes == trained_one.classes
+        assert torch.equal(loaded(x), trained_one(x))
+    model = timm.create_model("whtnet_resnet20_paper", pretrained=True).eval()
+    assert torch.equal(model(x), trained_one.network(x))
+    card = (tmp_path / "weights" / "resnet20_paper.md").read_text()
+    assert 'Classifier.load("resnet20_paper")' in card
+    assert f"{sum(p.numel() for p in model.parameters()):,}" in card
+
+
+def test_other_classes_start_fresh(publish, trained, capsys):
+    publish()
+    model = timm.create_model("whtnet_resnet20_paper", pretrained=True, num_classes=7)
+    assert model.fc.out_features == 7
+    assert "fc.weight, fc.bias start fresh" in capsys.readouterr().err
+    assert torch.equal(model.conv1.weight, Classifier.load(trained[0]).network.conv1.weight)
+
+
+def test_what_can_not_be_published_is_said(publish, tmp_path):
+    with pytest.raises(UserError, match="has no record of"):
+        publish(recorded=False)
+    with pytest.raises(UserError, match="no folder of a finished run"):
+        publish(source=tmp_path)
+    with pytest.raises(BackboneError, match=r"no pretrained weights 'resnet20_paper'.*published are none"):
+        timm.create_model("whtnet_resnet20_paper", pretrained=True)
+
+
+def test_the_weights_of_the_project_fit_a_repository():
+    assert sum(path.stat().st_size for path in (SHIPPED.folder / "weights").glob("*.safetensors")) <= 15e6
