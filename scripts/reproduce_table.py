@@ -13,13 +13,14 @@ from typing import Any
 
 from _compose import ROOT, backbone_settings, compose_config
 
+from whtnet.classifier import Classifier
 from whtnet.console import ProgressView, TaskView, console, exit_on_user_error
 from whtnet.experiment import Experiment
 from whtnet.jobs import Job, default_at_once, run_jobs
 from whtnet.policy import shipped_policies
 from whtnet.records import environment, put_record, read_records, write_json
 from whtnet.released import released_folder
-from whtnet.runs import resolve_device
+from whtnet.runs import RECORD, resolve_device
 from whtnet.tables import (
     Identities,
     Results,
@@ -34,6 +35,7 @@ from whtnet.tables import (
     count_training_rows,
     draw_figures,
     load_spec,
+    measure_layers,
     measure_released,
     measure_speed,
     run_overrides,
@@ -270,6 +272,26 @@ def _measure_released(spec: TableSpec, folders: Folders, _: argparse.Namespace) 
     write_json(folders.own / f"{spec.name}.json", {"rows": rows})
 
 
+def _measure_layers(spec: TableSpec, folders: Folders, arguments: argparse.Namespace) -> None:
+    if arguments.no_training:
+        return
+
+    def load(row: Mapping[str, Any]) -> Classifier:
+        of = load_spec(folders.experiments, row["table"])
+        trained = next(other for other in of.rows if other["id"] == row["row"])
+        seed = row.get("seed", 0)
+        config = compose_config([*run_overrides(of, trained, row["recipe"]), f"seed={seed}", *arguments.override])
+        folder = Experiment.from_config(config).folder(folders.root / config["run_root"])
+        if not (folder / RECORD).exists():
+            remedy = f'{command_for(of)} ARGS="--recipe {row["recipe"]} --rows {row["row"]} --seeds {seed} --fresh"'
+            raise TableError(f"table {spec.name!r} needs the run in {folder}, which is not there; `{remedy}` makes it")
+        return Classifier.load(folder)
+
+    with ProgressView() as view:
+        rows = measure_layers(spec, load, view.task(spec.title))
+    write_json(folders.own / f"{spec.name}.json", {"rows": rows})
+
+
 def _measure_nothing(*_: Any) -> None:
     """For a table that is made of the others' results."""
 
@@ -280,6 +302,7 @@ _MEASURE = {
     "training": _measure_training,
     "speed": _measure_speed,
     "released": _measure_released,
+    "layers": _measure_layers,
     "verdicts": _measure_nothing,
 }
 

@@ -3,8 +3,9 @@ import json
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from whtnet.inspection import MAX_VALUES, describe_layers
+from whtnet.inspection import MAX_VALUES, describe_layers, layer_effects
 from whtnet.layers import BWHT1d, FWHT2d, HTPerceptron2d
 from whtnet.transforms import fwht, fwht2
 
@@ -99,3 +100,37 @@ def test_a_compiled_model_is_described_as_well():
     x = torch.randn(2, 4, 4, 4)
     model(x)
     assert describe_layers(model, x)[0]["zero_share"] >= 0
+
+
+def test_effects_of_a_layer_by_hand():
+    torch.manual_seed(0)
+    layer = FWHT2d(4, threshold="soft", initial_threshold=0.0)
+    with torch.no_grad():
+        layer.weight.fill_(2.0)  # doubles its input; no coefficient is zero
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), layer, BWHT1d(2, 4, block_size=2), nn.Flatten(), nn.Linear(64, 3)).train()
+    images, labels = torch.randn(5, 3, 4, 4), torch.tensor([0, 1, 2, 0, 1])
+    seen = []
+
+    def accuracy():
+        with torch.no_grad():
+            seen.append(model(images))
+        return 10.0 * len(seen)
+
+    first, second = layer_effects(model, [(images, labels), (images, labels)], accuracy)
+    assert (first["name"], first["kind"], second["kind"]) == ("1", "FWHT2d", "BWHT1d")
+    assert first["gain"] == pytest.approx(2, rel=1e-5)
+    assert first["backward_gain"] == pytest.approx(2, rel=1e-5)
+    assert first["zero_share"] == 0
+    assert first["bypassed_change"] == 10  # the second call of accuracy
+    assert second["bypassed_change"] is None  # other channels
+    with torch.no_grad():
+        halved = nn.Sequential(model[0], *list(model)[2:])(images)
+    torch.testing.assert_close(seen[1], halved)  # without the layer
+    torch.testing.assert_close(seen[0], model(images).detach())
+    assert not layer._forward_hooks
+    assert model.training
+    assert all(p.grad is None for p in model.parameters())
+    F.cross_entropy(model(images), labels).backward()
+    total = sum(p.grad.square().sum() for p in model.parameters()).sqrt()
+    own = sum(p.grad.square().sum() for p in layer.parameters()).sqrt()
+    assert first["gradient_norm"] == pytest.approx((own / total).item(), rel=1e-4)

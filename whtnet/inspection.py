@@ -1,10 +1,15 @@
-"""What the Walsh-Hadamard layers of a trained model hold and do, as plain data for a record."""
+"""What the Walsh-Hadamard layers of a trained model hold and do, as plain data for records and tables."""
 
+import math
 from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
 
 from whtnet.layers import SpectralLayer
 
@@ -35,15 +40,16 @@ def describe_layers(model: nn.Module, images: Tensor) -> list[dict[str, Any]]:
         total[layer] += coefficients.numel()
 
     layers = {name: module for name, module in model.named_modules() if isinstance(module, SpectralLayer)}
-    hooks = [layer.register_forward_hook(count) for layer in layers.values()]
     was_training = model.training
     try:
-        with torch.compiler.set_stance("force_eager"):  # a compiled model would not call the hooks
+        # A compiled model would not call the hooks.
+        with (
+            _hooked([layer.register_forward_hook(count) for layer in layers.values()]),
+            torch.compiler.set_stance("force_eager"),
+        ):
             model.eval()(images)
     finally:
         model.train(was_training)
-        for hook in hooks:
-            hook.remove()
     return [
         {
             "name": name,
@@ -62,3 +68,83 @@ def _values(parameter: Tensor | None) -> list[Any] | None:
         return None
     rounded = torch.tensor([float(f"{value:.4g}") for value in parameter.flatten().tolist()], dtype=torch.float64)
     return rounded.view(parameter.shape).tolist()
+
+
+def layer_effects(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], accuracy: Callable[[], float]) -> list:
+    """What every Walsh-Hadamard layer of a trained ``model`` does to signals, gradients and the accuracy.
+
+    Args:
+        model: left as it was.
+        batches: normalised images ``(N, C, H, W)`` and labels ``(N,)``, for everything but the accuracy.
+        accuracy: of the model as it is when called, in percent; once without hooks, once for each layer of one shape.
+
+    Returns:
+        In the order of the modules, a dictionary a layer: ``name``, ``kind``, ``gain`` (root mean square of its output
+        over its input's), ``zero_share`` (of its thresholded coefficients, 0..1), ``backward_gain`` (root mean square
+        of the gradient of its input over its output's; NaN where that input is the images), ``gradient_norm`` (of its
+        own parameters, over that of the whole model), each in evaluation mode and the mean over the batches; and
+        ``bypassed_change``, by how many points the accuracy changes when the layer hands on its input as it is (None
+        where that has another shape).
+    """
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, SpectralLayer)}
+    found = [_signals(model, layers, images, labels) for images, labels in batches]
+    whole = accuracy()
+    rows = []
+    for name, layer in layers.items():
+        means = {key: sum(batch[name][key] for batch in found) / len(found) for key in found[0][name]}
+        change = None
+        if means.pop("same_shape"):
+            with _hooked([layer.register_forward_hook(lambda _, inputs, output: inputs[0])]):
+                change = accuracy() - whole
+        rows.append({"name": name, "kind": type(layer).__name__, **means, "bypassed_change": change})
+    return rows
+
+
+def _signals(model: nn.Module, layers: dict[str, SpectralLayer], images: Tensor, labels: Tensor) -> dict[str, Any]:
+    kept: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            for signal in (inputs[0], output):
+                if signal.requires_grad:
+                    signal.retain_grad()
+            kept[name] = inputs[0], output
+
+        return hook
+
+    was_training = model.training
+    with _hooked([layer.register_forward_hook(keep(name)) for name, layer in layers.items()]):
+        loss = F.cross_entropy(model.eval()(images), labels)
+    loss.backward()
+    whole = _norm(p.grad for p in model.parameters() if p.grad is not None)
+    signals = {}
+    for name, (x, y) in kept.items():
+        with torch.no_grad():
+            coefficients = layers[name].coefficients(x)
+        signals[name] = {
+            "gain": _ratio(y, x),
+            "zero_share": 1 - int(coefficients.count_nonzero()) / coefficients.numel(),
+            "backward_gain": _ratio(x.grad, y.grad) if x.requires_grad else math.nan,
+            "gradient_norm": _norm(p.grad for p in layers[name].parameters()) / whole,
+            "same_shape": x.shape == y.shape,
+        }
+    model.zero_grad(set_to_none=True)
+    model.train(was_training)
+    return signals
+
+
+def _ratio(above: Tensor, below: Tensor) -> float:
+    return (above.detach().square().mean() / below.detach().square().mean()).sqrt().item()
+
+
+def _norm(gradients: Iterator[Tensor]) -> float:
+    return sum(gradient.square().sum().item() for gradient in gradients) ** 0.5
+
+
+@contextmanager
+def _hooked(handles: list[RemovableHandle]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -10,6 +10,7 @@ from whtnet.tables.counts import (
 )
 from whtnet.tables.figures import draw_figures, figure_names
 from whtnet.tables.files import rendered, update_readme, with_table, write_tables
+from whtnet.tables.layers import measure_layers
 from whtnet.tables.measure import measure_speed
 from whtnet.tables.released import is_equal, measure_released
 from whtnet.tables.render import to_csv, to_latex, to_markdown, to_rich
@@ -42,6 +43,7 @@ __all__ = [
     "figure_names",
     "is_equal",
     "load_spec",
+    "measure_layers",
     "measure_released",
     "measure_speed",
     "parameter_tables",

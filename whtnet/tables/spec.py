@@ -9,7 +9,7 @@ import yaml
 
 from whtnet.errors import UserError
 
-KINDS = ("parameters", "coverage", "training", "speed", "released", "verdicts")
+KINDS = ("parameters", "coverage", "training", "speed", "layers", "released", "verdicts")
 
 
 class TableError(UserError, ValueError):
@@ -24,8 +24,8 @@ class TableSpec:
         name: of the file, and of the results.
         title: heading.
         kind: ``parameters`` (counted), ``coverage`` (counted for every policy on every row's backbone), ``training``
-            (trained), ``speed`` (timed), ``released`` (others' networks, evaluated) or ``verdicts`` (published claims
-            judged by what the other tables hold).
+            (trained), ``speed`` (timed), ``layers`` (what the layers of trained networks do), ``released`` (others'
+            networks, evaluated) or ``verdicts`` (published claims judged by what the other tables hold).
         intro: a sentence or two above the table, without numbers of results: those are computed.
         rows: each with an ``id``, and what its kind needs.
         overrides: Hydra overrides that all rows of a training table share.
