@@ -249,6 +249,7 @@ def _job(
     options = {
         "root": folders.root / config["run_root"],
         "resume": "never" if arguments.fresh else "auto",
+        "label": _title(row, seed),
         "group": spec.name,
         "tags": (spec.name, row["id"]),
     }
@@ -332,7 +333,15 @@ def _show_on_dashboard(
     folder = ROOT / config["run_root"] / "tables" / spec.name
     figures = draw_figures(spec, results, folder, ".png")
     sink = make_sink(**config["logger"])
-    sink.start(RunInfo(f"table {spec.name}", spec.name, {"table": spec.name}, folder, tags=(spec.name, "table")))
+    info = RunInfo(
+        name=f"table {spec.name}",
+        group=spec.name,
+        config={"table": spec.name},
+        run_dir=folder,
+        job_type="table",
+        tags=(spec.name, "table"),
+    )
+    sink.start(info)
     rows = {table.title: (table.headings, table.texts) for table in tables}
     sink.show(rows, {figure.stem.removeprefix(f"{spec.name}_"): figure for figure in figures})
     sink.finish({})

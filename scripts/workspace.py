@@ -37,7 +37,7 @@ def main() -> None:
 def build_workspace(entity: str, project: str) -> Any:
     """The workspace, not yet saved."""
     workspaces, panels = _library()
-    accuracy, parameters, macs = (panels.SummaryMetric(name) for name in ("test_top1", "parameters", "macs"))
+    accuracy, parameters, macs = (panels.SummaryMetric(name) for name in ("test_top1.last", "parameters", "macs"))
     tables = [load_spec(EXPERIMENTS, name) for name in table_names(EXPERIMENTS)]
     trained = [spec for spec in tables if spec.kind == "training"]
     sections = [

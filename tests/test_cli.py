@@ -195,6 +195,10 @@ def test_wandb_logs_offline_and_says_so_in_one_line(tmp_path):
     assert "wandb leet" in lines[0]
     assert "wandb sync" in lines[0]
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    (log,) = tmp_path.glob("wandb/offline-run-*/files/output.log")
+    (epoch,) = [line for line in done.stdout.splitlines() if line.startswith("epoch 1/1")]
+    assert epoch in log.read_text()  # what the console says is kept
+    assert "sites replaced" in log.read_text()
 
 
 # --- scripts ---

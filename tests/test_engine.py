@@ -20,6 +20,7 @@ from whtnet.engine import (
     mixed_precision,
     save_checkpoint,
 )
+from whtnet.preemption import PreemptedError
 from whtnet.settings import ConfigError
 
 CPU = torch.device("cpu")
@@ -329,6 +330,39 @@ def test_label_smoothing_changes_the_loss():
 def test_evaluation_can_be_rarer_but_never_misses_the_last_epoch():
     result = train(make_model(), config(epochs=5, eval_every=2))
     assert ["test_top1" in m for m in result.history] == [False, True, False, True, True]
+
+
+def test_losses_within_an_epoch_are_told_and_average_to_its_loss(monkeypatch):
+    monkeypatch.setattr(epochs, "_LOSS_CHECK_STEPS", 2)
+    told, networks = [], []
+    model = make_model()
+    result = train(
+        model,
+        config(epochs=2, schedule="onecycle"),
+        on_step=told.append,
+        on_network=lambda epoch, network: networks.append((epoch, network)),
+    )
+    assert [metrics["epoch"] for metrics in told] == pytest.approx([2 / 3, 1, 1 + 2 / 3, 2])
+    for (first, last), epoch in zip((told[:2], told[2:]), result.history, strict=True):
+        assert (2 * first["loss"] + last["loss"]) / 3 == pytest.approx(epoch["train_loss"])
+        assert last["lr"] == epoch["lr"] != first["lr"]
+    assert networks == [(1, model), (2, model)]
+
+
+def test_losses_go_on_within_an_epoch_that_is_resumed(monkeypatch, tmp_path):
+    monkeypatch.setattr(epochs, "_LOSS_CHECK_STEPS", 1)
+    whole, parts, steps = [], [], []
+    train(make_model(), config(epochs=1), on_step=whole.append)
+
+    def stop():
+        steps.append(None)
+        return len(steps) == 2
+
+    options = {"checkpoint": tmp_path / "checkpoint.pt", "on_step": parts.append}
+    with pytest.raises(PreemptedError):
+        train(make_model(), config(epochs=1), should_stop=stop, **options)
+    train(make_model(), config(epochs=1), **options)
+    assert parts == [pytest.approx(metrics) for metrics in whole]
 
 
 def test_dry_run_is_one_batch_and_writes_nothing(tmp_path):

@@ -225,8 +225,8 @@ def test_a_start_is_known_by_its_weights(baseline, tmp_path):
 def test_epochs_are_shared_out_over_the_stages(tmp_path):
     (alone,) = stages_of(TrainConfig(epochs=7), FineTuneConfig(), tmp_path)
     assert alone.checkpoint == tmp_path / "checkpoint.pt"
-    handed_on = {"on_notice": len, "on_epoch": print, "on_progress": input}
-    assert alone.callbacks(len, print, input, 7) == handed_on
+    handed_on = {"on_notice": len, "on_step": sum, "on_network": max, "on_epoch": print, "on_progress": input}
+    assert alone.callbacks(*handed_on.values(), 7) == handed_on
     stages = stages_of(TrainConfig(epochs=7), FineTuneConfig(stages=3), None)
     assert [(s.number, s.first, s.epochs, s.checkpoint) for s in stages] == [
         (1, 0, 2, None),
@@ -235,9 +235,16 @@ def test_epochs_are_shared_out_over_the_stages(tmp_path):
     ]
     told = []
     calls = stages[1].callbacks(
-        told.append, lambda metrics: told.append(metrics["epoch"]), lambda *progress: told.append(progress), 7
+        told.append,
+        lambda metrics: told.append(metrics["epoch"]),
+        lambda epoch, network: told.append((epoch, network)),
+        lambda metrics: told.append(metrics["epoch"]),
+        lambda *progress: told.append(progress),
+        7,
     )
     calls["on_notice"]("resumed")
+    calls["on_step"]({"epoch": 0.5})
+    calls["on_network"](1, "network")
     calls["on_epoch"]({"epoch": 1})
     calls["on_progress"](0.5, "words")
-    assert told == ["stage 2: resumed", 3, (3 / 7, "words")]
+    assert told == ["stage 2: resumed", 2.5, (3, "network"), 3, (3 / 7, "words")]

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from whtnet.inspection import MAX_VALUES, describe_layers, layer_effects
+from whtnet.inspection import MAX_VALUES, describe_layers, layer_effects, layer_metrics
 from whtnet.layers import BWHT1d, FWHT2d, HTPerceptron2d
 from whtnet.transforms import fwht, fwht2
 
@@ -134,3 +134,15 @@ def test_effects_of_a_layer_by_hand():
     total = sum(p.grad.square().sum() for p in model.parameters()).sqrt()
     own = sum(p.grad.square().sum() for p in layer.parameters()).sqrt()
     assert first["gradient_norm"] == pytest.approx((own / total).item(), rel=1e-4)
+
+
+def test_numbers_for_curves_are_those_of_the_description():
+    model = model_with(FWHT2d(128), BWHT1d(4, 4, block_size=4))
+    images = torch.randn(2, 4, 128, 128)
+    metrics, described = layer_metrics(model, images), describe_layers(model, images)
+    assert model.training
+    assert [metrics[d["name"]]["zero_share"] for d in described] == [d["zero_share"] for d in described]
+    for name, layer in (("0", model[0]), ("1", model[1])):  # the former has too many values to be kept in a record
+        of = layer.threshold
+        expected = [of.min().item(), of.mean().item(), of.max().item()]
+        assert [metrics[name][f"threshold_{key}"] for key in ("min", "mean", "max")] == pytest.approx(expected)

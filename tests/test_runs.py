@@ -39,8 +39,8 @@ class Listener(NullSink):
     def log(self, epoch, metrics):
         self.calls.append(("log", epoch))
 
-    def finish(self, summary, *, failed=False):
-        self.calls.append(("finish", summary, failed))
+    def finish(self, summary, *, status=0):
+        self.calls.append(("finish", summary, status))
 
 
 def test_a_run_leaves_a_record_that_says_everything(tmp_path):
@@ -60,11 +60,12 @@ def test_a_run_leaves_a_record_that_says_everything(tmp_path):
     kinds = [call[0] for call in sink.calls]
     assert kinds == ["start", "log", "log", "log", "finish"]
     info = sink.calls[0][1]
-    assert (info.group, info.name) == ("g", experiment().name)
+    assert (info.group, info.name) == ("g", "resnet20-mine-seed0")
+    assert (info.steps, info.epochs_done) == (4, 0)
     assert {"resnet20", "mine", "synthetic", "t"} == set(info.tags)
-    _, summary, failed = sink.calls[-1]
-    assert not failed
-    assert summary["test_top1"] == record["test_top1"]
+    _, summary, status = sink.calls[-1]
+    assert status == 0
+    assert summary["test_top1"]["last"] == record["test_top1"]
     assert summary["parameters"] == record["cost"]["parameters"]
     assert "macs" in summary
 
@@ -92,7 +93,7 @@ def test_interrupted_and_resumed_gives_the_same_record(tmp_path):
     interrupted = Interrupt()
     with pytest.raises(KeyboardInterrupt):
         run(experiment(), sink=interrupted, root=tmp_path / "b")
-    assert interrupted.calls[-1][2] is True  # finished as failed
+    assert interrupted.calls[-1][2] == 1  # finished as failed
     assert not (experiment().folder(tmp_path / "b") / "record.json").exists()
     sink, said, epochs = Listener(), [], []
     callbacks = {"on_notice": said.append, "on_epoch": lambda metrics: epochs.append(metrics["epoch"])}
@@ -100,6 +101,7 @@ def test_interrupted_and_resumed_gives_the_same_record(tmp_path):
     assert said == [DATA, "resumed at epoch 3 of 3"]
     assert epochs == [3]
     assert [call[1] for call in sink.calls if call[0] == "log"] == [3]
+    assert sink.calls[0][1].epochs_done == 2
     assert resumed["test_loss"] == whole["test_loss"]
     assert [m["train_loss"] for m in resumed["history"]] == [m["train_loss"] for m in whole["history"]]
 

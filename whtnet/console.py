@@ -47,6 +47,7 @@ class ProgressView:
             TimeRemainingColumn(),
             TextColumn("{task.fields[status]}"),
             console=console,
+            redirect_stdout=False,
             disable=not console.is_terminal,
         )
         self._overall = self._bars.add_task(title, total=total, status="") if title else None

@@ -157,6 +157,8 @@ def fit_in_stages(
     extra: Mapping[str, Any],
     on_fits: Callable[[list[SiteFit]], None] = lambda fits: None,
     on_notice: Callable[[str], None] = lambda text: None,
+    on_step: Callable[[dict[str, float]], None] = lambda metrics: None,
+    on_network: Callable[[int, nn.Module], None] = lambda epoch, network: None,
     on_epoch: Callable[[dict[str, float]], None] = lambda metrics: None,
     on_progress: Progress = lambda fraction, status: None,
     **options: Any,
@@ -177,7 +179,9 @@ def fit_in_stages(
         extra: what the checkpoints hold besides; each has the ``share`` of its stage put into ``classifier``.
         on_fits: called with what ``init=fit`` reached.
         on_notice: as of :func:`whtnet.engine.fit`, with the stage where there are several.
-        on_epoch: likewise, epochs counted over all stages.
+        on_step: likewise, epochs counted over all stages.
+        on_network: likewise.
+        on_epoch: likewise.
         on_progress: likewise.
         options: of :func:`whtnet.engine.fit`.
 
@@ -205,7 +209,7 @@ def fit_in_stages(
             dataclasses.replace(config, epochs=stage.epochs),
             checkpoint=stage.checkpoint,
             extra={**extra, "classifier": {**extra["classifier"], "share": stage.share}},
-            **stage.callbacks(on_notice, on_epoch, on_progress, config.epochs),
+            **stage.callbacks(on_notice, on_step, on_network, on_epoch, on_progress, config.epochs),
             **options,
         )
         results.append(stage.counted(result))
@@ -236,15 +240,25 @@ class Stage:
     def callbacks(
         self,
         on_notice: Callable[[str], None],
+        on_step: Callable[[dict[str, float]], None],
+        on_network: Callable[[int, nn.Module], None],
         on_epoch: Callable[[dict[str, float]], None],
         on_progress: Progress,
         total: int,
     ) -> dict[str, Any]:
         """The run's callbacks for this training; of a run with no other stage, they are the run's own."""
         if self.epochs == total:
-            return {"on_notice": on_notice, "on_epoch": on_epoch, "on_progress": on_progress}
+            return {
+                "on_notice": on_notice,
+                "on_step": on_step,
+                "on_network": on_network,
+                "on_epoch": on_epoch,
+                "on_progress": on_progress,
+            }
         return {
             "on_notice": lambda text: on_notice(f"stage {self.number}: {text}"),
+            "on_step": lambda metrics: on_step(self._shifted(metrics)),
+            "on_network": lambda epoch, network: on_network(self.first + epoch, network),
             "on_epoch": lambda metrics: on_epoch(self._shifted(metrics)),
             "on_progress": lambda fraction, status: on_progress((self.first + fraction * self.epochs) / total, status),
         }

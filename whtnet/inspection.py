@@ -31,6 +31,49 @@ def describe_layers(model: nn.Module, images: Tensor) -> list[dict[str, Any]]:
         :data:`MAX_VALUES` values), and ``zero_share``, the share (0..1) of the coefficients that are zero after
         thresholding, over all images, channels and positions.
     """
+    shares = _zero_shares(model, images)
+    return [
+        {
+            "name": name,
+            "kind": type(layer).__name__,
+            "clamp": layer.clamp,
+            **{key: _values(getattr(layer, key, None)) for key in ("threshold", "weight")},
+            "zero_share": shares[layer],
+        }
+        for name, layer in _spectral(model).items()
+        if layer in shares
+    ]
+
+
+@torch.no_grad()
+def layer_metrics(model: nn.Module, images: Tensor) -> dict[str, dict[str, float]]:
+    """Numbers for the curves of every Walsh-Hadamard layer, after one batch as in :func:`describe_layers`.
+
+    Args:
+        model: left as it was.
+        images: ``(N, C, H, W)``, normalised, on the model's device.
+
+    Returns:
+        By the name of a layer that was used: ``zero_share`` (0..1), and where it has thresholds ``threshold_min``,
+        ``threshold_mean`` and ``threshold_max`` of the parameter, negative values too where a clamp makes them 0.
+    """
+    shares = _zero_shares(model, images)
+    metrics = {}
+    for name, layer in _spectral(model).items():
+        if layer in shares:
+            metrics[name] = {"zero_share": shares[layer]}
+            if (threshold := getattr(layer, "threshold", None)) is not None:
+                of = {"min": threshold.min(), "mean": threshold.mean(), "max": threshold.max()}
+                metrics[name] |= {f"threshold_{key}": value.item() for key, value in of.items()}
+    return metrics
+
+
+def _spectral(model: nn.Module) -> dict[str, SpectralLayer]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, SpectralLayer)}
+
+
+def _zero_shares(model: nn.Module, images: Tensor) -> dict[nn.Module, float]:
+    """Of each layer that a batch goes through, the share of the coefficients that are zero after thresholding."""
     zeros: dict[nn.Module, int] = defaultdict(int)
     total: dict[nn.Module, int] = defaultdict(int)
 
@@ -39,28 +82,17 @@ def describe_layers(model: nn.Module, images: Tensor) -> list[dict[str, Any]]:
         zeros[layer] += coefficients.numel() - int(coefficients.count_nonzero())
         total[layer] += coefficients.numel()
 
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, SpectralLayer)}
     was_training = model.training
     try:
         # A compiled model would not call the hooks.
         with (
-            _hooked([layer.register_forward_hook(count) for layer in layers.values()]),
+            _hooked([layer.register_forward_hook(count) for layer in _spectral(model).values()]),
             torch.compiler.set_stance("force_eager"),
         ):
             model.eval()(images)
     finally:
         model.train(was_training)
-    return [
-        {
-            "name": name,
-            "kind": type(layer).__name__,
-            "clamp": layer.clamp,
-            **{key: _values(getattr(layer, key, None)) for key in ("threshold", "weight")},
-            "zero_share": zeros[layer] / total[layer],
-        }
-        for name, layer in layers.items()
-        if layer in total
-    ]
+    return {layer: zeros[layer] / total[layer] for layer in total}
 
 
 def _values(parameter: Tensor | None) -> list[Any] | None:
@@ -86,7 +118,7 @@ def layer_effects(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], ac
         ``bypassed_change``, by how many points the accuracy changes when the layer hands on its input as it is (None
         where that has another shape).
     """
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, SpectralLayer)}
+    layers = _spectral(model)
     found = [_signals(model, layers, images, labels) for images, labels in batches]
     whole = accuracy()
     rows = []

@@ -5,9 +5,10 @@ Where several processes train one model, each calls the same function; the first
 
 import contextlib
 import copy
+import dataclasses
 import datetime
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,17 +25,19 @@ from whtnet.files import exclusive_folder
 from whtnet.finetune import check_classes, fit_in_stages, load_start_
 from whtnet.inspection import describe_layers
 from whtnet.memory import keep_freed_memory
-from whtnet.policy import Report, SiteFit, apply_policy_
-from whtnet.preemption import listening
+from whtnet.policy import Replacement, Report, SiteFit, apply_policy_
+from whtnet.preemption import EXIT_STATUS, PreemptedError, listening
 from whtnet.records import FORMAT, environment, layers_beside, plain, read_record, write_record
 from whtnet.seeding import seed_everything
 from whtnet.settings import ConfigError
-from whtnet.tracking import NullSink, RunInfo, Sink
+from whtnet.tracking import NullSink, RunInfo, Sink, best_and_last
+from whtnet.tracking.follow import Follower
+from whtnet.tracking.sink import Rows
 
 RECORD = "record.json"
 RESUME = ("auto", "never")
 
-_SUMMARY = ("epochs", "test_top1", "test_loss", "images_per_s", "duration_s")
+_SUMMARY = ("epochs", "images_per_s", "duration_s")
 
 
 def run(
@@ -43,6 +46,7 @@ def run(
     sink: Sink,
     root: Path = Path("runs"),
     resume: str = "auto",
+    label: str | None = None,
     group: str | None = None,
     tags: Sequence[str] = (),
     on_folder: Callable[[Path, bool], None] = lambda folder, finished: None,
@@ -62,6 +66,7 @@ def run(
         root: folder of all runs; each has a folder of its own there, named by its settings.
         resume: ``auto`` goes on from the folder's checkpoint, and returns the record of a run that is finished;
             ``never`` starts afresh in a folder with a new number.
+        label: of the run on a dashboard; backbone, policy and seed if None.
         group: of the run on a dashboard; dataset and backbone if None.
         tags: more tags for a dashboard.
         on_folder: called with the run's folder, and whether the run was finished there earlier.
@@ -89,27 +94,16 @@ def run(
     parts = distributed.together(lambda: _prepare(experiment, device))
     with contextlib.ExitStack() as held:
         folder = distributed.from_first(lambda: _claim(folder, resume, held))
-        distributed.from_first(lambda: _check_checkpoints(folder, experiment, parts.dataset))
-        on_folder(folder, False)
-        on_report(parts.report)
-        on_notice(parts.dataset.summary)
-        _notice_small_data(parts.loaders, experiment.trainer.batch_size, on_notice)
-        info = RunInfo(
-            name=experiment.name,
-            group=group or f"{experiment.dataset.name}-{experiment.backbone_name}",
-            tags=[experiment.backbone.name, experiment.policy.name, experiment.dataset.name, *tags],
-            config=experiment.settings | {"cost": parts.cost, "environment": environment(device)},
-            run_dir=folder,
-        )
+        done = distributed.from_first(lambda: _epochs_done(folder, experiment, parts.dataset))
         sink = sink if distributed.is_first() else NullSink()
-        sink.start(info)
-        record: dict[str, Any] = {}
-
-        def log(metrics: dict[str, float]) -> None:
-            sink.log(int(metrics["epoch"]), metrics)
-            on_epoch(metrics)
-
-        try:
+        sink.start(_info(experiment, parts, folder, label, group, tags, done))
+        follower = Follower(sink, folder, parts.dataset, parts.loaders, on_epoch)
+        with _ending(sink, parts.cost) as summary:
+            sink.show({"replaced sites": _sites(parts.report)}, {})
+            on_folder(folder, False)
+            on_report(parts.report)
+            on_notice(parts.dataset.summary)
+            _notice_small_data(parts.loaders, experiment.trainer.batch_size, on_notice)
             with listening() as stop_requested:
                 model, result = parts.fit(
                     experiment,
@@ -117,15 +111,16 @@ def run(
                     should_stop=stop_requested,
                     on_fits=on_fits,
                     on_notice=on_notice,
-                    on_epoch=log,
+                    on_step=follower.on_step,
+                    on_network=follower.on_network,
+                    on_epoch=follower.on_epoch,
                     on_progress=on_progress,
                 )
             record = _record(experiment, parts, model, result)
-            layers = describe_layers(model, next(iter(parts.loaders.test))[0])
+            layers = describe_layers(model, follower.images)
+            follower.end(model, result.history, folder / CHECKPOINT)
             distributed.from_first(lambda: write_record(folder / RECORD, record, layers))
-        finally:
-            summary = {key: record[key] for key in _SUMMARY if key in record}
-            sink.finish(summary | parts.cost, failed=not record)
+            summary |= {key: record[key] for key in _SUMMARY} | best_and_last(result.history)
     return distributed.from_first(lambda: _finished(folder))
 
 
@@ -248,11 +243,64 @@ def _claim(folder: Path, resume: str, held: contextlib.ExitStack) -> Path:
     return folder
 
 
-def _check_checkpoints(folder: Path, experiment: Experiment, dataset: ImageDataset) -> None:
-    """Compare the classes of those that the run would go on from with the data's."""
+def _epochs_done(folder: Path, experiment: Experiment, dataset: ImageDataset) -> float:
+    """How many epochs the checkpoints have that the run would go on from, whose classes must be the data's."""
+    done = 0.0
     for path in folder.rglob(CHECKPOINT):
         saved = load_checkpoint(path, experiment.identity, torch.device("cpu"))
         check_classes(str(path), saved["classifier"]["classes"], dataset.classes)
+        done += saved["epoch"]
+    return done
+
+
+def _info(
+    experiment: Experiment,
+    parts: _Parts,
+    folder: Path,
+    label: str | None,
+    group: str | None,
+    tags: Sequence[str],
+    epochs_done: float,
+) -> RunInfo:
+    """What a dashboard shows; the policy is there by its name, and its sites are a table of their own."""
+    policy = experiment.policy
+    config = {
+        **experiment.settings,
+        "policy": {"name": policy.name, "options": dict(policy.options)},
+        "cost": parts.cost,
+        "environment": environment(parts.device),
+        "run_folder": folder.as_posix(),
+    }
+    return RunInfo(
+        name=label or f"{experiment.backbone_name}-{policy.name}-seed{experiment.seed}",
+        group=group or f"{experiment.dataset.name}-{experiment.backbone_name}",
+        tags=[experiment.backbone.name, policy.name, experiment.dataset.name, *tags],
+        config=config,
+        run_dir=folder,
+        steps=len(parts.loaders.train),
+        epochs_done=epochs_done,
+    )
+
+
+def _sites(report: Report) -> Rows:
+    columns = [field.name for field in dataclasses.fields(Replacement)]
+    rows = [[getattr(site, name) for name in columns] for site in report.replacements]
+    return columns, [["×".join(map(str, v)) if isinstance(v, tuple) else v for v in row] for row in rows]
+
+
+@contextlib.contextmanager
+def _ending(sink: Sink, cost: Mapping[str, int]) -> Iterator[dict[str, Any]]:
+    """Finish the sink, however what is in here ends; yields the summary to fill."""
+    summary: dict[str, Any] = dict(cost)
+    status = 1
+    try:
+        yield summary
+        status = 0
+    except PreemptedError:
+        status = EXIT_STATUS
+        raise
+    finally:
+        sink.finish(summary, status=status)
 
 
 def _record(experiment: Experiment, parts: _Parts, model: nn.Module, result: FitResult) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def unknown_setting(name: str, known: Sequence[str]) -> str:
     group, _, word = name.rpartition(".")
     if near := difflib.get_close_matches(word, [other.rpartition(".")[2] for other in known], n=2):
         return f"there is no setting {name}; did you mean {' or '.join(f'{group}.{one}' for one in near)}?"
-    return f"there is no setting {name}; there are {', '.join(known)}"
+    return f"there is no setting {name}" + (f"; there are {', '.join(known)}" if known else "")
 
 
 def check_fields(config: Any, group: str) -> None:

@@ -43,6 +43,7 @@ class Epochs:
     loss: Loss
     checkpoint: Path | None
     should_stop: Callable[[], bool]
+    on_step: Callable[[dict[str, float]], None]
     on_progress: Callable[[float, str], None]
 
     def __post_init__(self) -> None:
@@ -83,7 +84,7 @@ class Epochs:
             part.totals += self._step(images, labels, shares)
             part.steps += 1
             if part.steps % _LOSS_CHECK_STEPS == 0 or part.steps == self.steps or config.dry_run:
-                self._check_finite(part)
+                self._tell(part)
             self.on_progress((state.epoch + part.steps / self.steps) / config.epochs, self._status())
             if config.dry_run:
                 break
@@ -116,6 +117,7 @@ class Epochs:
         part.totals = part.totals.to(self.device)
         self.loaders.train.set_epoch(state.epoch, part.steps)
         state.model.train()
+        self.told = part.steps, distributed.summed(part.totals)[0].item()
         return part
 
     def _mixed(self, images: Tensor, step: int) -> tuple[Tensor, Tensor | None]:
@@ -165,7 +167,20 @@ class Epochs:
                 metrics |= {f"{split}_{name}": value for name, value in result.items()}
         return metrics
 
-    def _check_finite(self, part: PartOfEpoch) -> None:
+    def _tell(self, part: PartOfEpoch) -> None:
+        """Check the loss, and tell its mean since the last time."""
+        loss = self._check_finite(part)
+        (steps, before), self.told = self.told, (part.steps, loss)
+        self.on_step(
+            {
+                "epoch": self.state.epoch + part.steps / self.steps,
+                "loss": (loss - before) / ((part.steps - steps) * self.batch_size),
+                "lr": learning_rate(self.state.optimizer),
+            }
+        )
+
+    def _check_finite(self, part: PartOfEpoch) -> float:
+        """The sum of the losses so far."""
         loss = distributed.summed(part.totals)[0].item()
 
         def check() -> None:
@@ -178,6 +193,7 @@ class Epochs:
                 )
 
         distributed.from_first(check)  # and so it is said once
+        return loss
 
     def _has_checkpoint(self) -> bool:
         return self.checkpoint is not None and self.checkpoint.exists()

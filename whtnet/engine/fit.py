@@ -59,6 +59,8 @@ def fit(
     temperature: float = 1.0,
     should_stop: Callable[[], bool] = lambda: False,
     on_notice: Callable[[str], None] = lambda text: None,
+    on_step: Callable[[dict[str, float]], None] = lambda metrics: None,
+    on_network: Callable[[int, nn.Module], None] = lambda epoch, network: None,
     on_epoch: Callable[[dict[str, float]], None] = lambda metrics: None,
     on_progress: Progress = lambda fraction, status: None,
 ) -> FitResult:
@@ -86,6 +88,9 @@ def fit(
         temperature: that both networks' logits are divided by in it.
         should_stop: asked after every step, and in every process: whether to keep the state and leave.
         on_notice: called with a line for the user: where the run is resumed, why it ends early.
+        on_step: called every 50 steps and at the end of an epoch with ``epoch`` (2.5 in the middle of the third one),
+            ``loss`` (mean since the last call) and ``lr``.
+        on_network: called after each epoch, before ``on_epoch``, with its number and the network as it was evaluated.
         on_epoch: called with the metrics of each epoch, those of a resumed run's earlier epochs not included.
         on_progress: called every few steps.
 
@@ -117,9 +122,9 @@ def fit(
         if saved is not None:
             on_notice(f"resumed at epoch {state.epoch + 1} of {config.epochs}")
         loss = Loss(config.label_smoothing, teacher, distill, temperature)
-        run = Epochs(state, loaders, config, device, seed, loss, checkpoint, should_stop, on_progress)
+        run = Epochs(state, loaders, config, device, seed, loss, checkpoint, should_stop, on_step, on_progress)
         with run.passes():
-            _train(run, save, on_epoch)
+            _train(run, save, on_network, on_epoch)
         if state.best and state.is_finished(config) and state.epoch < config.epochs:
             on_notice(
                 f"stopped after epoch {state.epoch}: no better held-out accuracy since epoch {state.best['epoch']}"
@@ -129,7 +134,12 @@ def fit(
     return FitResult(state.history, state.best, state.seconds)
 
 
-def _train(run: "Epochs", save: Callable[..., None], on_epoch: Callable[[dict[str, float]], None]) -> None:
+def _train(
+    run: "Epochs",
+    save: Callable[..., None],
+    on_network: Callable[[int, nn.Module], None],
+    on_epoch: Callable[[dict[str, float]], None],
+) -> None:
     state, config = run.state, run.config
     while not state.is_finished(config):
         started = time.perf_counter()
@@ -146,6 +156,7 @@ def _train(run: "Epochs", save: Callable[..., None], on_epoch: Callable[[dict[st
         if state.note_best(metrics):
             save({"model": state.evaluated.state_dict(), "history": [metrics]}, "best.pt")
         save(state.dump())
+        on_network(state.epoch, state.evaluated)
         on_epoch(metrics)
         if config.dry_run:
             break

@@ -1,73 +1,27 @@
-"""Where the curves of a run go, beside its record on disk: wandb, or nowhere.
-
-Records never depend on wandb, and nothing that wandb does stops a training.
-"""
+"""Curves to Weights & Biases, online or into files."""
 
 import functools
 import os
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
-from whtnet.errors import UserError
 from whtnet.files import atomic_write
+from whtnet.preemption import EXIT_STATUS
 from whtnet.records import plain
+from whtnet.tracking.sink import BETTER, Answers, Dashboard, Rows, RunInfo, SinkError
 
-Rows = tuple[Sequence[str], Sequence[Sequence[Any]]]
-"""Columns and rows of a table."""
-
-
-class SinkError(UserError):
-    """A sink that cannot be had as asked for."""
+_SPLITS = ("train", "holdout", "test")
+_MOST_CLASSES = 100  # of a confusion matrix; its chart has a row for each pair, of which wandb takes 10,000
 
 
-@dataclass(frozen=True)
-class RunInfo:
-    """What a sink shows of a run before its first epoch.
-
-    Args:
-        name: of the run.
-        group: the table, or dataset/backbone: what a dashboard puts together.
-        config: the whole configuration, as plain dicts and lists.
-        run_dir: the run's own folder; a run that begins in it again is a resumed one.
-        tags: such as backbone, policy and dataset.
-        notes: a free text.
-    """
-
-    name: str
-    group: str
-    config: dict[str, Any]
-    run_dir: Path
-    tags: Sequence[str] = ()
-    notes: str | None = None
-
-
-class Sink(Protocol):
-    """Where a training loop sends its curves."""
-
-    def start(self, run: RunInfo) -> None:
-        """Begin a run."""
-
-    def log(self, epoch: int, metrics: dict[str, float]) -> None:
-        """Take one epoch's metrics; ``epoch`` counts on across a resume."""
-
-    def show(self, tables: Mapping[str, Rows], images: Mapping[str, Path]) -> None:
-        """Take tables, each as its columns and rows, and image files, by name."""
-
-    def finish(self, summary: dict[str, Any], *, failed: bool = False) -> None:
-        """End the run with the numbers that stand for it."""
-
-
-class NullSink(Sink):
-    """Keeps nothing: the run record on disk is enough."""
-
-
-class WandbSink(Sink):
+class WandbSink(Dashboard):
     """Logs to wandb: online where there is an API key, else into files that can be browsed and uploaded later.
 
     Once a run has begun, no failure of wandb reaches the training: it warns once, and the run goes on without it.
+    The step of wandb is that of training, and the axis of the curves is ``epoch``, so that the parts of a resumed run
+    line up, offline too.
 
     Args:
         project: of wandb.
@@ -75,16 +29,26 @@ class WandbSink(Sink):
         mode: ``"auto"`` takes the environment variable WANDB_MODE, else what `wandb offline` or `wandb disabled` set
             here, else online with an API key and offline without; or ``"online"``, ``"offline"``, ``"disabled"``.
         dir: the folder that gets a folder ``wandb``.
+        artifact: whether the trained network, as its checkpoint, becomes an artifact.
 
     Raises:
         SinkError: for an unknown mode.
     """
 
-    def __init__(self, project: str = "whtnet", entity: str | None = None, mode: str = "auto", dir: str = ".") -> None:
+    title = "wandb"
+
+    def __init__(
+        self,
+        project: str = "whtnet",
+        entity: str | None = None,
+        mode: str = "auto",
+        dir: str = ".",
+        artifact: bool = True,
+    ) -> None:
         if mode not in ("auto", "online", "offline", "disabled"):
             raise SinkError(f"unknown wandb mode {mode!r}; choose one of auto, online, offline, disabled")
-        self.project, self.entity, self.mode, self.dir = project, entity, mode, dir
-        self._run: Any = None
+        super().__init__()
+        self.project, self.entity, self.mode, self.dir, self.artifact = project, entity, mode, dir, artifact
 
     def start(self, run: RunInfo) -> None:
         """Begin a run; a resumed one goes on under its first wandb id.
@@ -93,6 +57,7 @@ class WandbSink(Sink):
             SinkError: where wandb is not installed, or where ``mode="online"`` was asked for and cannot be had.
         """
         wandb = _import_wandb()
+        self._steps = run.steps
         mode, reason = _choose_mode(wandb) if self.mode == "auto" else (self.mode, "")
         if mode == "disabled":
             return
@@ -109,36 +74,82 @@ class WandbSink(Sink):
                     _say_offline(os.path.join(".", Path(self._run.dir).parents[1]), reason)
                 return
 
-    def log(self, epoch: int, metrics: dict[str, float]) -> None:
-        """Log one epoch. The step is the epoch, so that the parts of a resumed run line up, offline too."""
+    def log_step(self, epoch: float, metrics: Mapping[str, float]) -> None:
+        """Log metrics from within an epoch, as ``steps/…``."""
+        self._log(epoch, {f"steps/{name}": value for name, value in metrics.items()}, commit=False)
+
+    def log_layers(self, epoch: int, describe: Callable[[], Mapping[str, Mapping[str, float]]]) -> None:
+        """Log numbers of each layer, as ``layers/NAME/…``."""
         if self._run is not None:
-            try:
-                self._run.log({**metrics, "epoch": epoch}, step=epoch, commit=True)
-            except Exception as error:
-                self._give_up(error)
+            layers = describe()
+            values = {f"layers/{name}/{key}": value for name, of in layers.items() for key, value in of.items()}
+            self._log(epoch, values, commit=False)
+
+    def log(self, epoch: int, metrics: dict[str, float]) -> None:
+        """Log one epoch."""
+        self._log(epoch, metrics, commit=True)
 
     def show(self, tables: Mapping[str, Rows], images: Mapping[str, Path]) -> None:
         """Log ``wandb.Table`` and ``wandb.Image`` objects."""
-        if self._run is not None:
-            wandb = _import_wandb()
-            try:
-                shown = {
-                    name: wandb.Table(list(columns), [list(r) for r in rows])
-                    for name, (columns, rows) in tables.items()
-                }
-                self._run.log(shown | {name: wandb.Image(str(path)) for name, path in images.items()})
-            except Exception as error:
-                self._give_up(error)
 
-    def finish(self, summary: dict[str, Any], *, failed: bool = False) -> None:
-        """End the run; ``failed`` marks it as such."""
-        if self._run is not None:
-            try:
-                self._run.summary.update(plain(summary))
-                self._run.finish(exit_code=int(failed))
-                self._run = None
-            except Exception as error:
-                self._give_up(error)
+        def show(run: Any) -> None:
+            wandb = _import_wandb()
+            shown: dict[str, Any] = {name: wandb.Image(str(path)) for name, path in images.items()}
+            for name, (columns, rows) in tables.items():
+                shown[name] = wandb.Table(list(columns), [list(row) for row in rows])
+            run.log(shown, commit=False)
+
+        self._attempt(show)
+
+    def show_answers(self, collect: Callable[[], Answers]) -> None:
+        """Log a chart of how classes are confused, and a table of images with what they were taken for."""
+        if self._run is None:
+            return
+        answers = collect()
+
+        def show(run: Any) -> None:
+            wandb = _import_wandb()
+            rows = [
+                [wandb.Image(image), label, answer, round(confidence, 4)]
+                for image, label, answer, confidence in answers.samples()
+            ]
+            run.log({"predictions": wandb.Table(["image", "class", "taken for", "confidence"], rows)}, commit=False)
+            if len(answers.classes) <= _MOST_CLASSES:
+                chart = wandb.plot.confusion_matrix(
+                    y_true=answers.labels.tolist(),
+                    preds=answers.logits.argmax(1).tolist(),
+                    class_names=list(answers.classes),
+                    title="confusion matrix",
+                )
+                run.log({"confusion_matrix": chart}, commit=False)
+
+        self._attempt(show)
+
+    def keep_model(self, checkpoint: Path) -> None:
+        """Make the checkpoint an artifact ``model-RUN``; the file itself is uploaded, with no copy on disk."""
+
+        def keep(run: Any) -> None:
+            artifact = _import_wandb().Artifact(f"model-{run.id}", "model")
+            artifact.add_file(str(checkpoint.resolve()), policy="immutable", skip_cache=True)
+            run.log_artifact(artifact)
+
+        if self.artifact:
+            self._attempt(keep)
+
+    def finish(self, summary: dict[str, Any], *, status: int = 0) -> None:
+        """End the run; a preempted one is marked as such, and other statuses than 0 as failed."""
+
+        def finish(run: Any) -> None:
+            run.summary.update(plain(summary))
+            if status == EXIT_STATUS:
+                run.mark_preempting()
+            run.finish(exit_code=status)
+            self._run = None
+
+        self._attempt(finish)
+
+    def _log(self, epoch: float, metrics: Mapping[str, float], *, commit: bool) -> None:
+        self._attempt(lambda run: run.log({**metrics, "epoch": epoch}, step=self._step(epoch), commit=commit))
 
     def _init(self, wandb: Any, info: RunInfo, mode: str) -> Any:
         id_file = Path(info.run_dir) / "wandb_id"
@@ -150,6 +161,7 @@ class WandbSink(Sink):
             dir=self.dir,
             name=info.name,
             group=info.group,
+            job_type=info.job_type,
             tags=list(info.tags),
             notes=info.notes,
             config=plain(info.config),
@@ -157,7 +169,7 @@ class WandbSink(Sink):
             resume="allow" if known else None,
             settings=wandb.Settings(
                 silent=True,
-                console="off",
+                console="wrap",
                 reinit="create_new",  # a run that was given up must not become the next one
                 # What a result needs of the machine is in its record; host, paths and all packages are not.
                 host="",
@@ -167,28 +179,16 @@ class WandbSink(Sink):
         )
         run.define_metric("epoch")
         run.define_metric("*", step_metric="epoch")
+        for split in _SPLITS:
+            for kind, better in BETTER.items():
+                summary = f"{better.__name__},last"
+                run.define_metric(f"{split}_{kind}", step_metric="epoch", summary=summary)
         atomic_write(id_file, run.id)
         return run
 
-    def _give_up(self, error: Exception) -> None:
-        self._run = None
-        warnings.warn(f"wandb failed, this run goes on without it: {error!r}", RuntimeWarning, stacklevel=3)
-
-
-def make_sink(name: Literal["wandb", "none"], **options: Any) -> Sink:
-    """Build the sink of a configuration in configs/logger/.
-
-    Raises:
-        SinkError: for an unknown name.
-    """
-    sinks = {"wandb": WandbSink, "none": NullSink}
-    if name not in sinks:
-        raise SinkError(f"unknown logger {name!r}; choose one of {', '.join(sinks)}")
-    return sinks[name](**options)
-
 
 def _import_wandb() -> Any:
-    remedy = "wandb is not installed: `pip install whtnet[wandb]`, or choose logger=none"
+    remedy = "wandb is not installed: `pip install wandb`, or choose logger=none"
     try:
         import wandb
     except ImportError as error:
