@@ -45,8 +45,10 @@ def test_the_workspace_charts_what_runs_log(script, tmp_path):
         def log(self, epoch, metrics):
             logged.update(metrics)
 
-        def finish(self, summary, *, failed=False):
-            logged.update(f"summary:{name}" for name in summary)
+        def finish(self, summary, *, status=0):
+            for name, value in summary.items():
+                inner = [f".{key}" for key in value] if isinstance(value, dict) else [""]
+                logged.update(f"summary:{name}{key}" for key in inner)
 
     dataset = {"name": "synthetic", "size": 8, "train_size": 32, "test_size": 16}
     trainer = {"epochs": 1, "batch_size": 16, "precision": "fp32"}
