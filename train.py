@@ -4,15 +4,18 @@
 """
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from whtnet.cli import only_the_first_speaks, train
+from whtnet.extensions import trust_typed
 from whtnet.searchpath import register_backbones
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="config")
 def main(config: DictConfig) -> float | None:
     """Compose the config, run it, and return the test error in percent."""
+    trust_typed(HydraConfig.get().overrides.task)
     return train(OmegaConf.to_container(config, resolve=True))
 
 

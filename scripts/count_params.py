@@ -10,6 +10,7 @@ from _compose import compose_config
 
 from whtnet.backbones import build_backbone
 from whtnet.console import console, exit_on_user_error, print_report
+from whtnet.extensions import trust_typed
 from whtnet.policy import Policy, apply_policy_
 
 
@@ -20,6 +21,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="backbone=… policy=… num_classes=… input_size=[C,H,W] …")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     arguments = parser.parse_args()
+    trust_typed(arguments.overrides)
     config = compose_config(arguments.overrides, "count_params")
     model = build_backbone(**config["backbone"], num_classes=config["num_classes"])
     report = apply_policy_(model, Policy.from_dict(config["policy"]), tuple(config["input_size"]))

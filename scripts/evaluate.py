@@ -12,6 +12,7 @@ from whtnet.classifier import Classifier
 from whtnet.console import console, exit_on_user_error
 from whtnet.errors import UserError
 from whtnet.evaluation import Evaluation, collect, measure_logits
+from whtnet.extensions import trust
 from whtnet.records import write_json
 from whtnet.runs import resolve_device
 from whtnet.tables import Column, Shown, Table, to_rich
@@ -24,6 +25,9 @@ def main() -> None:
     """Parse the command line, evaluate, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="folder of a run, checkpoint file, folder of a saved model, or OWNER/NAME")
+    parser.add_argument(
+        "--trust", action="append", default=[], metavar="PACKAGE", help="of yours, that the model names"
+    )
     parser.add_argument("overrides", nargs="*", help="dataset.root=… or other settings of the data set")
     parser.add_argument("--split", choices=("test", "holdout"), default="test")
     parser.add_argument("--batch-size", type=int, default=500)
@@ -31,6 +35,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     arguments = parser.parse_args()
     device = resolve_device(arguments.device)
+    trust(arguments.trust)
     model = Classifier.load(arguments.model).to(device)
     loader = getattr(load_data(model, arguments.overrides, arguments.batch_size, device), arguments.split)
     if loader is None:

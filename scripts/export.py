@@ -19,6 +19,7 @@ from whtnet.console import console, exit_on_user_error
 from whtnet.data import Loaders
 from whtnet.evaluation import collect, measure_logits
 from whtnet.export import export_onnx, export_safetensors, export_torch, onnx_session, quantize_onnx, run_onnx
+from whtnet.extensions import trust
 from whtnet.tables import Column, Table, to_rich
 
 FORMATS = ("onnx", "int8", "torch", "safetensors")
@@ -31,12 +32,16 @@ def main() -> None:
     """Parse the command line, export, check, time."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="folder of a run, checkpoint file, folder of a saved model, or OWNER/NAME")
+    parser.add_argument(
+        "--trust", action="append", default=[], metavar="PACKAGE", help="of yours, that the model names"
+    )
     parser.add_argument("overrides", nargs="*", help="dataset.root=… for int8")
     parser.add_argument("--to", nargs="+", choices=FORMATS, default=["onnx"], metavar="FORMAT", help=", ".join(FORMATS))
     parser.add_argument("--output", type=Path, default=Path("exports"), help="folder (default: exports)")
     parser.add_argument("--time", action="store_true", help="time the ONNX files beside the unreplaced model's")
     parser.add_argument("--seconds", type=float, default=2.0, help="of timing for each file and batch size")
     arguments = parser.parse_intermixed_args()
+    trust(arguments.trust)
     model = Classifier.load(arguments.model)
     output: Path = arguments.output
     files = {}

@@ -12,6 +12,7 @@ import torch
 from whtnet.classifier import Classifier
 from whtnet.console import console, exit_on_user_error
 from whtnet.data.pixels import open_rgb
+from whtnet.extensions import trust
 from whtnet.tables import Column, Table, to_rich
 
 
@@ -20,10 +21,14 @@ def main() -> None:
     """Parse the command line, predict, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="folder of a run, checkpoint file, folder of a saved model, or OWNER/NAME")
+    parser.add_argument(
+        "--trust", action="append", default=[], metavar="PACKAGE", help="of yours, that the model names"
+    )
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     parser.add_argument("--top", type=int, default=3, help="classes to name for each image (default 3)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
+    trust(arguments.trust)
     model = Classifier.load(arguments.model)
     predictions = {str(path): predict(model, path, arguments.top) for path in arguments.images}
     if arguments.json:

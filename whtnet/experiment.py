@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -198,8 +199,8 @@ class Experiment:
 
     @property
     def backbone_name(self) -> str:
-        """Name of the backbone without the slash that separates it from its library's."""
-        return self.backbone.name.replace("/", "-")
+        """Name of the backbone without what can't stand in a path."""
+        return _in_a_path(self.backbone.name)
 
     @property
     def name(self) -> str:
@@ -209,7 +210,7 @@ class Experiment:
 
     def folder(self, root: Path) -> Path:
         """The run's own folder under ``root``."""
-        return root / self.dataset.name / self.name
+        return root / _in_a_path(self.dataset.name) / self.name
 
 
 def _backbone_defaults() -> dict[str, Any]:
@@ -218,6 +219,10 @@ def _backbone_defaults() -> dict[str, Any]:
 
 def _dataset_defaults(name: str) -> dict[str, Any]:
     return {**defaults_of(load_dataset), **source_defaults(name)}
+
+
+def _in_a_path(name: str) -> str:
+    return re.sub("[/:]", "-", name)
 
 
 def _without(settings: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:

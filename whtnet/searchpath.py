@@ -1,7 +1,8 @@
 """What Hydra is taught: every model of torchvision and timm is a choice of the group ``backbone``.
 
-``backbone=timm/regnetx_002`` and ``backbone=torchvision/vgg11_bn`` need no file; the command lines call
-:func:`register_backbones` before they compose.
+``backbone=timm/regnetx_002`` and ``backbone=torchvision/vgg11_bn`` need no file, and neither do
+``backbone=my_package.models:net`` and ``dataset=my_package.data:photos`` of one's own (:mod:`whtnet.extensions`); the
+command lines call :func:`register_backbones` before they compose.
 """
 
 import re
@@ -14,6 +15,11 @@ from omegaconf import OmegaConf
 from whtnet.backbones import SOURCES
 
 _PATH = re.compile(rf"backbone/((?:{'|'.join(SOURCES)})/[^/]+?)(?:\.yaml)?")
+_OWN = re.compile(r"(backbone|dataset)/([^/:]+:[^/:]+?)(?:\.yaml)?")
+_OWN_SETTINGS: dict[str, dict[str, object]] = {
+    "backbone": {"weights": None},
+    "dataset": {"root": None, "holdout": 0.0, "crop_padding": 0, "flip": False, "mean": None, "std": None},
+}
 
 
 class BackboneSource(ConfigSource):
@@ -30,18 +36,21 @@ class BackboneSource(ConfigSource):
 
     def is_group(self, config_path: str) -> bool:
         """Whether there are configs below."""
-        return config_path in ("", "backbone", *(f"backbone/{source}" for source in SOURCES))
+        return config_path in ("", *_OWN_SETTINGS, *(f"backbone/{source}" for source in SOURCES))
 
     def is_config(self, config_path: str) -> bool:
-        """Whether this is the path of a backbone; the model need not exist."""
-        return _PATH.fullmatch(config_path) is not None
+        """Whether this is the path of a backbone, or of code of one's own; they need not exist."""
+        return _PATH.fullmatch(config_path) is not None or _OWN.fullmatch(config_path) is not None
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
         """Nothing: there are more than a thousand models."""
         return []
 
     def load_config(self, config_path: str) -> ConfigResult:
-        """The settings of the backbone that the path names."""
+        """The settings of the backbone or data set that the path names."""
+        if own := _OWN.fullmatch(config_path):
+            settings = {"name": own[2], **_OWN_SETTINGS[own[1]]}
+            return ConfigResult(self.provider, self.path, OmegaConf.create(settings), header={"package": None})
         match = _PATH.fullmatch(config_path)
         if match is None:
             raise ConfigLoadError(f"no config {config_path}")

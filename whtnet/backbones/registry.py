@@ -11,6 +11,7 @@ from whtnet.backbones.cifar_resnet import FORMS, CifarResNet
 from whtnet.backbones.errors import BackboneError
 from whtnet.backbones.weights import load_weights_
 from whtnet.cost import meta_probe
+from whtnet.extensions import call_extension, is_extension
 from whtnet.settings import check_arguments
 
 SOURCES = ("torchvision", "timm")
@@ -40,13 +41,14 @@ def build_backbone(
     stem: str = "imagenet",
     pretrained: bool = False,
     weights: str | None = None,
-    **unknown: object,
+    **options: object,
 ) -> nn.Module:
     """Build a classifier.
 
     Args:
         name: ``resnet20/32/44/56/110`` (for 32×32 images); ``mobilenet_v2``, ``mobilenet_v3_large`` or
-            ``resnet18/34/50``; ``torchvision/NAME`` or ``timm/NAME`` for any classifier of theirs.
+            ``resnet18/34/50``; ``torchvision/NAME`` or ``timm/NAME`` for any classifier of theirs;
+            ``my_package.models:net`` for a function or class of one's own, see :mod:`whtnet.extensions`.
         num_classes: outputs.
         form: of a CIFAR ResNet: ``keras`` or ``no_bias``, see :class:`CifarResNet`.
         source: of the models with a name of their own: ``torchvision`` or ``timm``.
@@ -57,7 +59,7 @@ def build_backbone(
             stem) starts fresh.
         weights: start from a file of weights instead, see :mod:`whtnet.backbones.weights`; a classifier of another
             number of classes, or a ResNet's ``cifar`` stem, starts fresh.
-        unknown: none are taken; the error names them.
+        options: keywords of a function of one's own; other backbones take none.
 
     Returns:
         The model, in training mode.
@@ -65,15 +67,18 @@ def build_backbone(
     Raises:
         BackboneError: for an unknown name, keyword or choice, or where the weights can't be loaded.
     """
-    if unknown:
+    if options and not is_extension(name):
         known = ["name", *build_backbone.__kwdefaults__]
         known.remove("num_classes")  # the data set's
-        raise BackboneError(f"unknown backbone settings {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+        raise BackboneError(f"unknown backbone settings {', '.join(sorted(options))}; there are {', '.join(known)}")
     check_arguments(
         build_backbone, {"name": name, "pretrained": pretrained, "weights": weights}, "backbone", BackboneError
     )
     if pretrained and weights:
         raise BackboneError(f"backbone.pretrained=true and backbone.weights={weights} exclude each other; give one")
+    if is_extension(name):
+        settings = {"form": form, "source": source, "stem": stem, "pretrained": pretrained}
+        return _with_weights(_from_extension(name, num_classes, settings, options), weights)
     if name in CIFAR_RESNETS:
         if pretrained:
             raise BackboneError(f"{name} has no pretrained weights: nobody publishes them with torchvision or timm")
@@ -84,7 +89,7 @@ def build_backbone(
         if name not in LIBRARY_MODELS:
             raise BackboneError(
                 f"unknown backbone {name!r}; choose one of {', '.join([*CIFAR_RESNETS, *LIBRARY_MODELS])}, or "
-                "torchvision/NAME or timm/NAME"
+                "torchvision/NAME or timm/NAME, or my_package.models:net of your own"
             )
         library, model_name = source, LIBRARY_MODELS[name] if source == "timm" else name
     _check_choice(name, "source", library, SOURCES)
@@ -92,6 +97,18 @@ def build_backbone(
     model = _with_weights(_from_library(model_name, library, num_classes, pretrained), weights)
     if stem == "cifar":
         _use_cifar_stem_(model, name)
+    return model
+
+
+def _from_extension(
+    name: str, num_classes: int, settings: Mapping[str, object], options: Mapping[str, object]
+) -> nn.Module:
+    for key, value in settings.items():
+        if value != build_backbone.__kwdefaults__[key]:
+            raise BackboneError(f"backbone.{key} is for the package's backbones; {name} has options of its own only")
+    model = call_extension(name, num_classes=num_classes, **options)
+    if not isinstance(model, nn.Module):
+        raise BackboneError(f"{name} must return a torch.nn.Module, not {type(model).__name__}")
     return model
 
 

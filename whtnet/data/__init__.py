@@ -4,7 +4,8 @@ from whtnet.data.dataset import ImageDataset, load_dataset
 from whtnet.data.errors import DatasetError, DatasetNotFoundError
 from whtnet.data.identity import data_identity
 from whtnet.data.loaders import Loader, Loaders
-from whtnet.data.sources import SOURCES, source_defaults
+from whtnet.data.sources import SOURCES, Source, source_defaults
+from whtnet.data.splits import Split
 
 __all__ = [
     "SOURCES",
@@ -13,6 +14,8 @@ __all__ = [
     "ImageDataset",
     "Loader",
     "Loaders",
+    "Source",
+    "Split",
     "data_identity",
     "load_dataset",
     "source_defaults",

@@ -128,7 +128,9 @@ def load_dataset(
     for that (source ``timm``) are decoded by worker processes, with timm's transforms.
 
     Args:
-        name: ``digits``, ``cifar10``, ``cifar100``, ``fashion_mnist``, ``timm`` or ``synthetic``.
+        name: ``digits``, ``cifar10``, ``cifar100``, ``fashion_mnist``, ``timm`` or ``synthetic``;
+            ``my_package.data:photos`` for a function of one's own that returns a :class:`Source`, see
+            :mod:`whtnet.extensions`.
         root: folder of a local copy, see :mod:`whtnet.data.places`.
         download: download what is missing, where torchvision can.
         holdout: fraction of the training split to hold out for choices such as the best epoch; drawn by class, always

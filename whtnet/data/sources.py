@@ -21,6 +21,7 @@ from whtnet.data.folders import Listing
 from whtnet.data.hub import open_hub
 from whtnet.data.places import Place, list_splits, open_folders
 from whtnet.data.splits import Split, Triple, stratified_split
+from whtnet.extensions import call_extension, is_extension
 from whtnet.files import locked
 from whtnet.settings import check_arguments
 
@@ -51,13 +52,17 @@ class Source:
 
 
 def source_defaults(name: str) -> dict[str, Any]:
-    """The options of the data set called ``name`` with their defaults.
+    """The options of the data set called ``name`` with their defaults; of one's own function they aren't known.
 
     Raises:
         DatasetError: for an unknown name.
     """
+    if is_extension(name):
+        return {}
     if name not in SOURCES:
-        raise DatasetError(f"unknown data set {name!r}; choose one of {', '.join(SOURCES)}")
+        raise DatasetError(
+            f"unknown data set {name!r}; choose one of {', '.join(SOURCES)}, or my_package.data:photos of your own"
+        )
     return dict(SOURCES[name].__kwdefaults__ or {})
 
 
@@ -68,6 +73,8 @@ def read_source(name: str, root: str | None = None, download: bool = True, **opt
         DatasetError: for an unknown name or option, an empty split, labels out of range, images that can't be decoded.
         DatasetNotFoundError: if the data is neither here nor could be downloaded.
     """
+    if is_extension(name):
+        return _from_extension(name, root, options)
     known = source_defaults(name)
     if unknown := sorted(set(options) - set(known)):
         takes = f"it takes {', '.join(known)}" if known else "it takes none"
@@ -95,9 +102,19 @@ def _listings(
 @functools.lru_cache(maxsize=2)  # one for now, one to compare with
 def _read(place: Place, download: bool, options: str, listings: tuple[Listing, Listing] | None) -> Source:
     """Read a set once; ``listings`` are other ones when folders or tars have changed."""
-    source = SOURCES[place.name](place, download, **json.loads(options))
+    return _checked(place.name, SOURCES[place.name](place, download, **json.loads(options)))
+
+
+def _from_extension(name: str, root: str | None, options: Mapping[str, Any]) -> Source:
+    source = call_extension(name, **({} if root is None else {"root": root}), **options)
+    if not isinstance(source, Source):
+        raise DatasetError(f"{name} must return a whtnet.data.Source, not {type(source).__name__}")
+    return _checked(name, source)
+
+
+def _checked(name: str, source: Source) -> Source:
     for split in ("train", "test"):
-        getattr(source, split).check(f"the {split} split of {place.name}", len(source.classes))
+        getattr(source, split).check(f"the {split} split of {name}", len(source.classes))
     return source
 
 

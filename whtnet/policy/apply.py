@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from whtnet.cost import count_parameters, measure_cost
+from whtnet.extensions import call_extension, is_extension
 from whtnet.layers import BWHT1d, FWHT2d, HTPerceptron2d, NormedFWHT2d, PreGAPFWHT2d, PreNormFWHT2d
 from whtnet.policy.report import Replacement, Report
 from whtnet.policy.rules import KEEP, Policy, PolicyError, Rule, load_policy, select_blocks
@@ -235,10 +237,14 @@ def check_options(policy: Policy, rules: tuple[Rule, ...]) -> None:
         origin = f"policy {policy.name!r}, rule {i} ({rule})"
         if rule.replace == KEEP:
             continue
+        if is_extension(rule.replace):  # its options are known to its code alone, which may not be trusted
+            continue
         builder = BUILDERS.get(rule.replace)
         if builder is None or rule.match not in builder.kinds:
             suitable = [name for name, b in BUILDERS.items() if rule.match in b.kinds]
-            raise PolicyError(f"{origin}: {rule.match} can be replaced by {', '.join([*suitable, KEEP])}")
+            raise PolicyError(
+                f"{origin}: {rule.match} can be replaced by {', '.join([*suitable, KEEP])}, or my_package:Layer"
+            )
         for option in rule.options:
             if option not in builder.options:
                 raise PolicyError(
@@ -255,22 +261,47 @@ def check_options(policy: Policy, rules: tuple[Rule, ...]) -> None:
 
 def options_of(rule: Rule, policy: Policy) -> dict[str, Any]:
     """The keywords that a rule gives its layer: the policy's, as far as the layer has them, and its own."""
-    shared = {name: value for name, value in policy.options.items() if name in BUILDERS[rule.replace].options}
-    return {**shared, **rule.options}
+    defaults = default_options(rule)
+    return {**{name: value for name, value in policy.options.items() if name in defaults}, **rule.options}
+
+
+def default_options(rule: Rule) -> dict[str, Any]:
+    """The keywords of a rule's layer with their defaults; none are known of a layer of one's own."""
+    return {} if rule.replace == KEEP or is_extension(rule.replace) else dict(BUILDERS[rule.replace].options)
 
 
 def _build(model: nn.Module, site: Site, rule: Rule, policy: Policy) -> nn.Module:
-    builder = BUILDERS[rule.replace]
     like = next(site.module.parameters(), None)
     like = next(model.parameters()) if like is None else like
     options = options_of(rule, policy)
     try:
-        layer = builder.build(site, {**options, "device": like.device, "dtype": like.dtype})
+        if is_extension(rule.replace):
+            return _build_extension(site, rule.replace, options, like).train(site.module.training)
+        layer = BUILDERS[rule.replace].build(site, {**options, "device": like.device, "dtype": like.dtype})
     except (TypeError, ValueError) as error:
         if isinstance(error, PolicyError):
             raise
         raise PolicyError(f"{site.name} ({rule}): {error}") from error
     return layer.train(site.module.training)
+
+
+def _build_extension(site: Site, name: str, options: dict[str, Any], like: Tensor) -> nn.Module:
+    _require(len(site.maps) == 1, site, "a map whose size varies; a layer of one's own is made for one")
+    _require(not isinstance(site.module, nn.Linear), site, "its channels last; a layer of one's own has them first")
+    output_shape = site.input_shape if site.kind == "before_gap" else site.output_shape
+    layer = call_extension(name, site.input_shape, output_shape, **options)
+    if not isinstance(layer, nn.Module):
+        raise PolicyError(f"{name} must be a torch.nn.Module, not {type(layer).__name__}")
+    layer.to(like.device, like.dtype)
+    image = torch.zeros(1, *site.input_shape, device=like.device, dtype=like.dtype)
+    try:
+        with torch.no_grad():
+            found = tuple(layer.eval()(image).shape[1:])
+    except RuntimeError as error:
+        raise PolicyError(f"{site.name}: {name} fails on an input of {site.input_shape}: {error}") from error
+    if found != tuple(output_shape):
+        raise PolicyError(f"{site.name}: {name} makes {found} of {site.input_shape}, but it must be {output_shape}")
+    return layer
 
 
 def _require(condition: bool, site: Site, problem: str) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
-from whtnet.policy.apply import BUILDERS, check_options, options_of
+from whtnet.policy.apply import check_options, default_options, options_of
 from whtnet.policy.rules import KEEP, Policy, Rule
 from whtnet.settings import canonical, without_defaults
 
@@ -35,13 +35,13 @@ def explicit_policy(policy: Policy) -> dict[str, Any]:
 
 def _canonical(policy: Policy, rules: Sequence[Rule]) -> list[dict[str, Any]]:
     check_options(policy, tuple(rules))
-    chosen = [without_defaults(_options(policy, rule), _defaults(rule)) for rule in rules]
+    chosen = [without_defaults(_options(policy, rule), default_options(rule)) for rule in rules]
     return [canonical(_as_data(rule, _where(rule), options)) for rule, options in zip(rules, chosen, strict=True)]
 
 
 def _explicit(policy: Policy, rules: Sequence[Rule]) -> list[dict[str, Any]]:
     check_options(policy, tuple(rules))
-    return [_as_data(rule, dict(rule.where), {**_defaults(rule), **_options(policy, rule)}) for rule in rules]
+    return [_as_data(rule, dict(rule.where), {**default_options(rule), **_options(policy, rule)}) for rule in rules]
 
 
 def _as_data(rule: Rule, where: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
@@ -51,10 +51,6 @@ def _as_data(rule: Rule, where: dict[str, Any], options: dict[str, Any]) -> dict
 
 def _options(policy: Policy, rule: Rule) -> dict[str, Any]:
     return {} if rule.replace == KEEP else options_of(rule, policy)
-
-
-def _defaults(rule: Rule) -> dict[str, Any]:
-    return {} if rule.replace == KEEP else dict(BUILDERS[rule.replace].options)
 
 
 def _where(rule: Rule) -> dict[str, Any]:
