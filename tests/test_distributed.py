@@ -203,6 +203,7 @@ def test_a_run_survives_the_loss_of_a_process_and_preemption_and_another_number_
     assert sorted(p.name for p in broken.rglob("*") if p.is_file()) == [
         ".lock",
         "checkpoint.pt",
+        "metrics.csv",
         "record.json",
         "record.layers.json",
     ]
