@@ -12,9 +12,9 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
 from omegaconf import OmegaConf
 
-from whtnet.backbones import SOURCES
+LIBRARIES = ("torchvision", "timm")  # whtnet.backbones.SOURCES, without the wait for PyTorch
 
-_PATH = re.compile(rf"backbone/((?:{'|'.join(SOURCES)})/[^/]+?)(?:\.yaml)?")
+_PATH = re.compile(rf"backbone/((?:{'|'.join(LIBRARIES)})/[^/]+?)(?:\.yaml)?")
 _OWN = re.compile(r"(backbone|dataset)/([^/:]+:[^/:]+?)(?:\.yaml)?")
 _OWN_SETTINGS: dict[str, dict[str, object]] = {
     "backbone": {"weights": None},
@@ -36,7 +36,7 @@ class BackboneSource(ConfigSource):
 
     def is_group(self, config_path: str) -> bool:
         """Whether there are configs below."""
-        return config_path in ("", *_OWN_SETTINGS, *(f"backbone/{source}" for source in SOURCES))
+        return config_path in ("", *_OWN_SETTINGS, *(f"backbone/{source}" for source in LIBRARIES))
 
     def is_config(self, config_path: str) -> bool:
         """Whether this is the path of a backbone, or of code of one's own; they need not exist."""

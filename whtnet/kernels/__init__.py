@@ -21,13 +21,18 @@ import os
 import torch
 from torch import Tensor
 
+from whtnet.errors import UserError
 from whtnet.kernels.operators import DEVICE_BACKENDS, bwht1d, fwht2d
 
-__all__ = ["BACKENDS", "backend_for", "bwht1d", "fwht2d", "get_backend", "set_backend"]
+__all__ = ["BACKENDS", "BackendError", "backend_for", "bwht1d", "fwht2d", "get_backend", "set_backend"]
 
 BACKENDS = ("auto", "reference", "cpu", "gpu")
 
-_choice = "auto"
+_choice = os.environ.get("WHTNET_BACKEND") or "auto"  # checked on first use, where commands show errors as one line
+
+
+class BackendError(UserError, ValueError):
+    """A backend that does not exist."""
 
 
 def set_backend(name: str) -> None:
@@ -39,17 +44,26 @@ def set_backend(name: str) -> None:
             other devices.
 
     Raises:
-        ValueError: for another name.
+        BackendError: for another name.
     """
     global _choice
-    if name not in BACKENDS:
-        raise ValueError(f"unknown backend {name!r}; choose one of {', '.join(BACKENDS)}")
+    _check(name)
     _choice = name
 
 
 def get_backend() -> str:
-    """The choice made by :func:`set_backend` or ``WHTNET_BACKEND``."""
+    """The choice made by :func:`set_backend` or ``WHTNET_BACKEND``.
+
+    Raises:
+        BackendError: if the environment names a backend that does not exist.
+    """
+    _check(_choice)
     return _choice
+
+
+def _check(name: str) -> None:
+    if name not in BACKENDS:
+        raise BackendError(f"unknown backend {name!r}; choose one of {', '.join(BACKENDS)} (WHTNET_BACKEND)")
 
 
 def backend_for(x: Tensor, *parameters: Tensor | None) -> str:
@@ -61,12 +75,13 @@ def backend_for(x: Tensor, *parameters: Tensor | None) -> str:
     Returns:
         ``"reference"`` or the name of a fast backend.
     """
-    if _choice == "reference" or x.device.type not in DEVICE_BACKENDS or not _is_plain(x):
+    choice = get_backend()
+    if choice == "reference" or x.device.type not in DEVICE_BACKENDS or not _is_plain(x):
         return "reference"
     name, module = DEVICE_BACKENDS[x.device.type]
-    if _choice not in ("auto", name) or not module.supports(x, parameters):
+    if choice not in ("auto", name) or not module.supports(x, parameters):
         return "reference"
-    return name if _choice == name or module.available() else "reference"
+    return name if choice == name or module.available() else "reference"
 
 
 def _is_plain(x: Tensor) -> bool:
@@ -78,6 +93,3 @@ def _is_plain(x: Tensor) -> bool:
         and torch.autograd.forward_ad._current_level < 0
         and not torch.jit.is_tracing()
     )
-
-
-set_backend(os.environ.get("WHTNET_BACKEND") or "auto")

@@ -36,10 +36,13 @@ def supports(x: Tensor, parameters: Iterable[Tensor | None]) -> bool:
     return takes(x, parameters, _DTYPES)
 
 
-@torch.compiler.assume_constant_result
 def available() -> bool:
     """Whether the kernel is there, compiling it on the first call; where it is not, says so once."""
     return _kernel.available()
+
+
+# As torch.compiler.assume_constant_result does, which would import the compiler now.
+available._dynamo_marked_constant = True
 
 
 def _load() -> ctypes._CFuncPtr:

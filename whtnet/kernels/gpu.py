@@ -36,10 +36,13 @@ def supports(x: Tensor, parameters: Iterable[Tensor | None]) -> bool:
     return takes(x, parameters, _DTYPES) and math.prod(x.shape[1:]) < 1 << 30  # offsets in an image have 32 bits
 
 
-@torch.compiler.assume_constant_result
 def available() -> bool:
     """Whether the kernels run here, compiling one on the first call; where they do not, says so once."""
     return _kernels.available()
+
+
+# As torch.compiler.assume_constant_result does, which would import the compiler now.
+available._dynamo_marked_constant = True
 
 
 def _load() -> ModuleType:
