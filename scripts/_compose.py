@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from whtnet.errors import UserError
+from whtnet.overrides import explain
 from whtnet.searchpath import register_backbones
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,7 +27,7 @@ def compose_config(overrides: Sequence[str], config_name: str = "config") -> dic
         with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
             return OmegaConf.to_container(compose(config_name, list(overrides)), resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(f"can't compose the config from {' '.join(overrides)}: {error}") from error
+        raise UserError(explain(error, ROOT / "configs")) from error
 
 
 def backbone_settings(row: Mapping[str, Any]) -> dict[str, Any]:

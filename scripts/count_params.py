@@ -20,7 +20,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", help="backbone=… policy=… num_classes=… input_size=[C,H,W] …")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     trust_typed(arguments.overrides)
     config = compose_config(arguments.overrides, "count_params")
     model = build_backbone(**config["backbone"], num_classes=config["num_classes"])

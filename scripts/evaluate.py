@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=500)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     device = resolve_device(arguments.device)
     trust(arguments.trust)
     model = Classifier.load(arguments.model).to(device)

@@ -1,6 +1,6 @@
 """Export a trained model and check what is written against it.
 
-python scripts/export.py MODEL --to onnx int8 torch safetensors --output exports/mine --time
+python scripts/export.py MODEL --to onnx int8 torch safetensors --time
 
 int8 takes images of the data set to choose its scales, and compares its accuracy with the ONNX file's.
 """
@@ -37,13 +37,13 @@ def main() -> None:
     )
     parser.add_argument("overrides", nargs="*", help="dataset.root=… for int8")
     parser.add_argument("--to", nargs="+", choices=FORMATS, default=["onnx"], metavar="FORMAT", help=", ".join(FORMATS))
-    parser.add_argument("--output", type=Path, default=Path("exports"), help="folder (default: exports)")
+    parser.add_argument("--output", type=Path, help="folder (default: exports/NAME, of the model)")
     parser.add_argument("--time", action="store_true", help="time the ONNX files beside the unreplaced model's")
     parser.add_argument("--seconds", type=float, default=2.0, help="of timing for each file and batch size")
     arguments = parser.parse_intermixed_args()
     trust(arguments.trust)
     model = Classifier.load(arguments.model)
-    output: Path = arguments.output
+    output: Path = arguments.output or Path("exports") / _name(arguments.model)
     files = {}
     if {"onnx", "int8"} & {*arguments.to}:
         files["ONNX"] = output / "model.onnx"
@@ -60,6 +60,12 @@ def main() -> None:
         console.print(to_rich(_accuracies(model, data, files)))
     if arguments.time and files:
         console.print(to_rich(_timings(model, files, arguments.seconds)))
+
+
+def _name(model: str) -> str:
+    """Of the run, the saved model or the model on the hub."""
+    path = Path(model)
+    return (path.resolve().parent if path.is_file() else path.resolve()).name
 
 
 def _report(path: Path, difference: float) -> None:

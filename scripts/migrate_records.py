@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--into", type=Path, default=Path("results/runs"), help="folder of the rewritten records")
     for label in ("table", "row", "recipe"):
         parser.add_argument(f"--{label}", help=f"the {label} of records that name none")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     labels = {name: value for name in ("table", "row", "recipe") if (value := getattr(arguments, name))}
     written, dirty = 0, 0
     for file in (file for path in arguments.files for file in _files(path)):

@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     parser.add_argument("--top", type=int, default=3, help="classes to name for each image (default 3)")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     trust(arguments.trust)
     model = Classifier.load(arguments.model)
     predictions = {str(path): predict(model, path, arguments.top) for path in arguments.images}

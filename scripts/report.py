@@ -17,11 +17,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of the measurements")
     parser.add_argument("--output", type=Path, help="the page; default: report.html in the folder of the measurements")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     output = arguments.output or arguments.results / "report.html"
     results = Results(ROOT / "experiments", arguments.results, Identities(compose_config))
     atomic_write(output, build_report(results.specs(), results, output.parent))
-    console.print(f"Written: {output}", markup=False, soft_wrap=True)
+    console.print(f"Written: {output}", soft_wrap=True)
 
 
 if __name__ == "__main__":

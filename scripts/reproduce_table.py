@@ -124,7 +124,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--update", action="store_true", help="for maintainers: make results/ and the tables in README.md themselves"
     )
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 def _words(text: str) -> list[str]:
@@ -141,7 +141,7 @@ def _numbers(text: str) -> list[int]:
 def _list_tables(experiments: Path) -> None:
     for name in table_names(experiments):
         quick = " (quick: part of the default)" if name in QUICK else ""
-        console.print(f"  {name:<20} {load_spec(experiments, name).title}{quick}", markup=False)
+        console.print(f"  {name:<20} {load_spec(experiments, name).title}{quick}")
 
 
 def _measure_parameters(spec: TableSpec, folders: Folders, _: argparse.Namespace) -> None:

@@ -22,7 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--entity", help="user or team; default: logger.entity of the config, else the account's")
     parser.add_argument("--project", help="default: logger.project of the config")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     logger = compose_config(["logger=wandb"])["logger"]
     workspace = build_workspace(
         arguments.entity or logger["entity"] or _default_entity(), arguments.project or logger["project"]
@@ -31,7 +31,7 @@ def main() -> None:
         workspace.save()
     except Exception as error:  # whatever the library's network layer raises
         raise UserError(f"wandb did not take the workspace: {error}; check `wandb login` and the network") from error
-    console.print(f"Written: {workspace.url}", markup=False, soft_wrap=True)
+    console.print(f"Written: {workspace.url}", soft_wrap=True)
 
 
 def build_workspace(entity: str, project: str) -> Any:

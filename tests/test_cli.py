@@ -111,11 +111,11 @@ def test_train_records_and_does_not_repeat(tmp_path):
     assert "finished earlier" in again.stdout
     elsewhere = train("policy=conv3x3", "seed=3", "device=gpu", cwd=tmp_path)
     assert elsewhere.returncode == 1
-    assert "error: device='gpu' can't be used here" in elsewhere.stdout
+    assert "error: device='gpu' can't be used here" in elsewhere.stderr
     record_file.write_text("{")
     damaged = train("policy=conv3x3", "seed=3", cwd=tmp_path)
     assert damaged.returncode == 1
-    assert "record.json can't be read" in damaged.stdout.replace("\n", "")
+    assert "record.json can't be read" in damaged.stderr.replace("\n", "")
     assert "Traceback" not in damaged.stdout + damaged.stderr
 
 
@@ -182,7 +182,7 @@ def test_without_wandb_installed(tmp_path):
     assert train(cwd=work, env=env).returncode == 0
     failed = train("seed=1", cwd=work, env=env, logger="wandb")
     assert failed.returncode == 1
-    assert "logger=none" in failed.stdout
+    assert "logger=none" in failed.stderr
 
 
 def test_wandb_logs_offline_and_says_so_in_one_line(tmp_path):
@@ -364,7 +364,7 @@ def test_reproduce_counts_without_training(reproduce, tmp_path):
 def test_reproduce_says_what_it_cannot_do(reproduce, capsys, arguments, words):
     with pytest.raises(SystemExit):
         reproduce(*arguments)
-    assert words in capsys.readouterr().out
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -201,7 +201,6 @@ def test_a_run_survives_the_loss_of_a_process_and_preemption_and_another_number_
     whole, resumed = (run(experiment, sink=NullSink(), root=folder) for folder in (tmp_path, broken / "runs"))
     torch.testing.assert_close(losses(resumed["history"]), losses(whole["history"]), rtol=2e-3, atol=0)
     assert sorted(p.name for p in broken.rglob("*") if p.is_file()) == [
-        ".lock",
         "checkpoint.pt",
         "metrics.csv",
         "record.json",

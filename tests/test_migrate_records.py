@@ -157,7 +157,7 @@ def test_what_is_no_record_is_named(script, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["migrate_records.py", str(tmp_path / "runs.jsonl"), "--into", str(tmp_path)])
     with pytest.raises(SystemExit):
         script.main()
-    assert "runs.jsonl can't be read" in capsys.readouterr().out.replace("\n", "")
+    assert "runs.jsonl can't be read" in capsys.readouterr().err.replace("\n", "")
 
 
 # --- The project's own ---

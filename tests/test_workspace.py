@@ -89,7 +89,7 @@ def test_a_server_that_does_not_answer_is_no_traceback(script, monkeypatch, caps
     monkeypatch.setattr(sys, "argv", ["workspace.py", "--entity", "team"])
     with pytest.raises(SystemExit):
         script.main()
-    assert "wandb login" in capsys.readouterr().out
+    assert "wandb login" in capsys.readouterr().err
 
 
 def test_without_the_library_it_says_what_to_install(script, monkeypatch):

@@ -6,8 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from whtnet import distributed
-from whtnet.console import EpochLines, ProgressView, console, exit_on_user_error, print_fits, print_record, print_report
+from whtnet.console import (
+    EpochLines,
+    ProgressView,
+    console,
+    exit_on_user_error,
+    print_error,
+    print_fits,
+    print_record,
+    print_report,
+)
+from whtnet.errors import JobFailedError, UserError
 from whtnet.experiment import Experiment
+from whtnet.preemption import PreemptedError
 from whtnet.runs import dry_run, run
 from whtnet.tracking import make_sink
 
@@ -24,9 +35,30 @@ def only_the_first_speaks() -> None:
 
 
 @exit_on_user_error
-def train(c: dict[str, Any]) -> float | None:
-    """Run the composed config ``c``, and return the test error in percent, which a Hydra sweeper can minimise."""
+def train(c: dict[str, Any], job: str | None = None) -> float | None:
+    """Run the composed config ``c``, and return the test error in percent, which a Hydra sweeper can minimise.
+
+    Args:
+        c: the config.
+        job: title of the job of a sweep that this is.
+
+    Raises:
+        JobFailedError: in a sweep, where an error was told that ends this job alone.
+    """
     sys.stderr = sys.__stderr__
+    if job is None:
+        return _train(c)
+    console.print(job, style="bold", soft_wrap=True)
+    try:
+        return _train(c)
+    except PreemptedError:  # ends the sweep
+        raise
+    except UserError as error:
+        print_error(error)
+        raise JobFailedError(str(error)) from error
+
+
+def _train(c: dict[str, Any]) -> float | None:
     experiment = Experiment.from_config(c)
     if c["trainer"]["dry_run"]:
         report, metrics = dry_run(experiment)
@@ -44,7 +76,7 @@ def train(c: dict[str, Any]) -> float | None:
             on_folder=_print_folder,
             on_report=print_report,
             on_fits=print_fits,
-            on_notice=lambda text: console.print(text, markup=False),
+            on_notice=lambda text: console.print(text),
             on_epoch=EpochLines(experiment.trainer.epochs),
             on_progress=view.task(experiment.name),
         )
@@ -54,4 +86,4 @@ def train(c: dict[str, Any]) -> float | None:
 
 def _print_folder(folder: Path, finished: bool) -> None:
     earlier = " (finished earlier; resume=never trains again)" if finished else ""
-    console.print(f"run folder: {folder}{earlier}", markup=False)
+    console.print(f"run folder: {folder}{earlier}")

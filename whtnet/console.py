@@ -1,6 +1,9 @@
 """What a person sees while runs go on: progress bars on a terminal, a line now and then in a log file."""
 
 import functools
+import io
+import os
+import signal
 import statistics
 import sys
 import time
@@ -20,7 +23,9 @@ from whtnet.preemption import EXIT_STATUS, PreemptedError, hand_on
 P = ParamSpec("P")
 R = TypeVar("R")
 
-console = Console(highlight=False)
+# Names of files and classes are shown as they are, "[x]" in them too.
+console = Console(highlight=False, markup=False)
+error_console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 if not console.is_terminal:
     console.width = 160  # a file has no width; this keeps rows on a line
 
@@ -39,13 +44,13 @@ class ProgressView:
 
     def __init__(self, title: str | None = None, total: int = 1) -> None:
         self._bars = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TextColumn("{task.percentage:>3.0f} %"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[status]}"),
+            TextColumn("{task.fields[status]}", markup=False),
             console=console,
             redirect_stdout=False,
             disable=not console.is_terminal,
@@ -75,7 +80,7 @@ class ProgressView:
         if not console.is_terminal and time.monotonic() - self._last_line > _LOG_INTERVAL_S:
             self._last_line = time.monotonic()
             tasks = "; ".join(map(str, self._under_way.values()))
-            console.print(f"{self._position()}{tasks}", markup=False)
+            console.print(f"{self._position()}{tasks}")
 
     def _finish(self, task: "TaskView") -> None:
         self._bars.remove_task(task.identifier)
@@ -133,7 +138,7 @@ class EpochLines:
             self._begun = now - metrics["seconds"]
         self._seen += 1
         left = (now - self._begun) / self._seen * (self._epochs - metrics["epoch"])
-        console.print(epoch_line(metrics, self._epochs, left), markup=False)
+        console.print(epoch_line(metrics, self._epochs, left))
 
 
 def epoch_line(metrics: Mapping[str, float], epochs: int, seconds_left: float) -> str:
@@ -209,25 +214,38 @@ def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
     """Turn errors that the user can mend, and Ctrl-C, into their message and an exit status, without a traceback.
 
     A preempted run ends with status 75. What goes wrong in one of several processes is told by the first one if it
-    knows, else by that one.
+    knows, else by that one. Output that a terminal's encoding lacks is replaced; a reader that has gone ends the
+    command, as it does other programs.
     """
 
     @functools.wraps(main)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")
         try:
-            return main(*args, **kwargs)
+            result = main(*args, **kwargs)
+            sys.stdout.flush()
+            return result
         except PreemptedError as error:
-            console.print(str(error), style="bold", markup=False)
+            error_console.print(str(error), style="bold")
             hand_on(error.signals)
             sys.exit(EXIT_STATUS)
         except UserError as error:
-            if distributed.is_first():
-                console.print(f"error: {error}", style="bold red", markup=False)
-            elif not isinstance(error, distributed.PeerError):
-                print(f"error in process {distributed.rank()}: {error}", file=sys.stderr)
+            print_error(error)
             sys.exit(1)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
+            sys.exit(128 + signal.SIGPIPE)
         except KeyboardInterrupt:
-            console.print("interrupted; the same command goes on from the last checkpoint", style="bold")
+            error_console.print("interrupted; the same command goes on from the last checkpoint", style="bold")
             sys.exit(130)
 
     return wrapper
+
+
+def print_error(error: UserError) -> None:
+    """Tell an error, once where several processes know of it."""
+    if distributed.is_first():
+        error_console.print(f"error: {error}", style="bold red")
+    elif not isinstance(error, distributed.PeerError):
+        print(f"error in process {distributed.rank()}: {error}", file=sys.stderr)

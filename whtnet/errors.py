@@ -3,3 +3,7 @@
 
 class UserError(Exception):
     """Something in the settings, the data or the machine is not as it must be; the message says what to do."""
+
+
+class JobFailedError(Exception):
+    """A job of a sweep ended with an error that its user was told; no :class:`UserError`, for the others go on."""

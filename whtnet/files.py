@@ -1,11 +1,13 @@
 """Writing files so that a killed process leaves either the old content or the new, and processes don't collide."""
 
+import contextlib
 import os
 import secrets
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from whtnet.errors import UserError
 
@@ -80,29 +82,55 @@ def locked(path: Path) -> Iterator[None]:
 def exclusive_folder(folder: Path) -> Iterator[None]:
     """Be the only process at work in ``folder``, which is created where needed; the lock ends with the process.
 
-    What a killed process had written in part is removed.
+    What a killed process had written in part is removed; so is the folder, if nothing was written into it.
 
     Raises:
         BusyError: if another process is at work there.
         FileError: where the folder cannot be written.
     """
+    lock = folder / ".lock"
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
+    with _locked_at_once(lock):
+        for left in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+            left.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # not empty
+                for place in new:
+                    place.rmdir()
+
+
+@contextmanager
+def _locked_at_once(lock: Path) -> Iterator[None]:
+    while True:
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            file = lock.open("a+")
+        except OSError as error:
+            raise _cannot_write(lock.parent, error) from error
+        with file:
+            if fcntl is not None:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise BusyError(
+                        f"{lock.parent}: the same run is in progress in another process; wait for it, or pass "
+                        "resume=never for a second one beside it"
+                    ) from error
+                except OSError as error:
+                    warnings.warn(f"{lock}: no lock here ({error}); train in one process at a time", stacklevel=5)
+            if fcntl is None or _is_still(lock, file):  # else its holder has just removed it
+                yield
+                return
+
+
+def _is_still(path: Path, file: IO[str]) -> bool:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("a+")
-    except OSError as error:
-        raise _cannot_write(folder, error) from error
-    with file:
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise BusyError(
-                    f"{folder}: the same run is in progress in another process; wait for it, or pass resume=never for "
-                    "a second one beside it"
-                ) from error
-            for left in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
-                left.unlink(missing_ok=True)
-        yield
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _cannot_write(path: Path, error: OSError) -> FileError:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
-from sklearn.datasets import load_digits
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.nn import functional as F
@@ -120,6 +119,8 @@ def _checked(name: str, source: Source) -> Source:
 
 def _digits(place: Place, download: bool) -> Source:
     """scikit-learn's 1,797 handwritten digits, 8×8 with 17 grey levels, upsampled to 32×32; 80 % are for training."""
+    from sklearn.datasets import load_digits  # slow to import, and needed here alone
+
     data = load_digits()
     labels = torch.from_numpy(data.target).long()
     small = torch.from_numpy(data.images).float().unsqueeze(1) * (255 / 16)

@@ -7,7 +7,6 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 import torch
 from PIL import Image
-from sklearn.model_selection import train_test_split
 from timm.data import create_transform
 from torch import Tensor
 
@@ -126,6 +125,8 @@ def stratified_split(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
     Raises:
         DatasetError: if a class, or the fraction, is too small for that.
     """
+    from sklearn.model_selection import train_test_split  # slow to import, and needed here alone
+
     try:
         halves = train_test_split(
             torch.arange(len(labels)).numpy(), test_size=fraction, stratify=labels.numpy(), random_state=SPLIT_SEED

@@ -1,0 +1,88 @@
+"""Mistakes in overrides: a line that says what was meant, and nothing left behind."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(script, *arguments, cwd):
+    command = [sys.executable, str(ROOT / script), *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=100)
+
+
+@pytest.mark.parametrize(
+    ("override", "answer"),
+    [
+        ("trainer.epoch=3", "no setting 'trainer.epoch'; did you mean trainer.epochs?"),
+        ("trainer=shrt", "no trainer 'shrt'; did you mean short?"),
+        ("polcy=none", "no setting 'polcy'; did you mean policy?"),
+        ("logger=zzzzzz", "no logger 'zzzzzz'; there are none, wandb"),
+        ("backbone=resnet_20", "no backbone 'resnet_20'; did you mean resnet20?"),
+        ("hydra/launcher=basik", "no hydra/launcher 'basik'; did you mean basic?"),
+    ],
+)
+def test_typing_mistakes_are_told_in_a_line(tmp_path, override, answer):
+    done = run("train.py", override, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"error: {answer}\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("override", ["policy=[", "seed=${nowhere}", "trainer.epochs.x=1", "a==b=c"])
+def test_other_mistakes_too(tmp_path, override):
+    done = run("train.py", override, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "error: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mistake_in_a_sweep_ends_it_before_it_begins(tmp_path):
+    done = run("train.py", "-m", "trainer=short,shrt", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (1, "error: no trainer 'shrt'; did you mean short?\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+SMALL = ["dataset=synthetic", "dataset.size=8", "dataset.train_size=32", "dataset.test_size=16", "trainer.epochs=1"]
+SMALL += ["trainer.batch_size=16", "logger=none", "device=cpu"]
+
+
+def test_jobs_of_a_sweep_go_on_after_one_that_fails(tmp_path):
+    done = run("train.py", "-m", *SMALL, "policy=none", "seed=-1,2", cwd=tmp_path)
+    assert done.returncode == 1
+    assert [path.parent.name.split("-seed")[1][0] for path in tmp_path.rglob("record.json")] == ["2"]
+    assert "error: seed=-1" in done.stderr
+    assert done.stderr.rstrip().endswith("error: 1 of 2 jobs failed")
+    assert "Traceback" not in done.stderr
+    headers = [line for line in done.stdout.splitlines() if line.startswith("job ")]
+    assert ["seed=-1" in headers[0], "seed=2" in headers[1]] == [True, True]
+    table = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.stdout.splitlines() if "│" in line]
+    rows = {cells[1]: cells[2] for cells in table if cells[0] in ("0", "1")}
+    assert rows["seed=-1"].startswith("error: seed=-1")
+    assert rows["seed=2"].startswith("test top-1 ")
+
+
+def test_a_sweep_without_failures_ends_well(tmp_path):
+    done = run("train.py", "-m", *SMALL, "trainer.dry_run=true", "policy=none", "seed=1,2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("│ done") == 2
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments"),
+    [
+        ("scripts/evaluate.py", ["no-such/", "--split", "test", "dataset.root=x"]),
+        ("scripts/evaluate.py", ["--split", "test", "no-such/", "dataset.root=x"]),
+        ("scripts/count_params.py", ["--json", "policy=nothing"]),
+        ("scripts/count_params.py", ["backbone=resnet20", "--json", "policy=nothing"]),
+    ],
+)
+def test_overrides_may_follow_options(tmp_path, script, arguments):
+    done = run(script, *arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "no-such" in done.stderr or "no policy 'nothing'" in done.stderr
+    assert "unrecognized" not in done.stderr

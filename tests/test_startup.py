@@ -1,0 +1,75 @@
+"""What is imported when: help, completion and ``import whtnet`` must not wait for what they don't need."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import whtnet
+from whtnet.backbones import SOURCES
+from whtnet.searchpath import LIBRARIES
+
+ROOT = Path(__file__).parents[1]
+HEAVY = ("torch._dynamo", "torch._inductor", "sympy", "torchvision", "timm", "sklearn", "wandb", "matplotlib", "plotly")
+
+
+def modules_after(code, *arguments, **environment):
+    """Names of the modules that a fresh process has imported after the code, whatever that prints."""
+    tell = "import atexit, sys; atexit.register(lambda: print(*sys.modules, sep='\\n', file=sys.stderr))\n"
+    env = {"PATH": "", "PYTHONPATH": str(ROOT), **environment}
+    command = [sys.executable, "-c", tell + code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
+    return done.stderr.split(), done.stdout
+
+
+def test_import_takes_nothing_with_it():
+    modules, _ = modules_after("import whtnet")
+    assert "torch" not in modules
+    assert sum(name.startswith("whtnet") for name in modules) == 1
+
+
+def test_the_names_of_the_package_load_pytorch_alone():
+    modules, _ = modules_after("from whtnet import *")
+    assert "torch" in modules
+    assert [name for name in HEAVY if name in modules] == []
+
+
+def test_training_loads_no_library_before_it_is_needed():
+    modules, _ = modules_after("import whtnet.cli")
+    later = ("sklearn", "matplotlib", "plotly", "onnx")
+    assert [name for name in later if name in modules] == []
+
+
+RUN = f"import runpy, sys; sys.argv[0] = {str(ROOT / 'train.py')!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "shown"),
+    [
+        (["--help"], {}, "policy:"),
+        (["-sc", "query=bash"], {"COMP_LINE": "python train.py dataset=dig"}, "dataset=digits"),
+        (["--cfg", "job"], {}, "epochs:"),
+    ],
+    ids=["help", "completion", "config"],
+)
+def test_answers_without_pytorch(arguments, environment, shown):
+    modules, out = modules_after(RUN, *arguments, **environment)
+    assert shown in out
+    assert "torch" not in modules
+
+
+def test_every_public_name_is_declared_and_found():
+    (block,) = (node for node in ast.parse(Path(whtnet.__file__).read_text()).body if isinstance(node, ast.If))
+    declared = {alias.name: node.module for node in block.body for alias in node.names}
+    assert sorted(declared) == sorted(whtnet.__all__)
+    for name, module in declared.items():
+        assert getattr(whtnet, name) is getattr(sys.modules[module], name)
+    assert set(whtnet.__all__) <= set(dir(whtnet))
+    with pytest.raises(AttributeError, match="keep_freed_memory"):
+        whtnet.recycle_results(0)
+
+
+def test_the_libraries_that_hydra_knows_are_those_of_the_backbones():
+    assert set(LIBRARIES) == set(SOURCES)
