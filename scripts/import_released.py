@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("file", type=Path, help="the authors' .pth file")
     parser.add_argument("--model", required=True, help=", ".join(MODELS))
     parser.add_argument("--out", type=Path, help="folder to write to (default: runs/released/NAME)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     classifier = import_released(arguments.file, arguments.model)
     folder = arguments.out or Path("runs", "released", arguments.model.replace("/", "-"))
     classifier.save_pretrained(folder)

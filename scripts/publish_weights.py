@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of a finished run whose record lies in results/runs")
     parser.add_argument("--name", required=True, help="such as resnet20_paper: timm's whtnet_resnet20_paper takes it")
     parser.add_argument("--results", type=Path, default=PUBLISHED.parent, help="folder (default: results)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     identity = _identity(arguments.run)
     if not any(record["identity"] == identity for record in read_records(arguments.results / "runs")):
         raise UserError(
