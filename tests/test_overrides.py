@@ -20,7 +20,7 @@ def run(script, *arguments, cwd):
         ("trainer.epoch=3", "no setting 'trainer.epoch'; did you mean trainer.epochs?"),
         ("trainer=shrt", "no trainer 'shrt'; did you mean short?"),
         ("polcy=none", "no setting 'polcy'; did you mean policy?"),
-        ("logger=zzzzzz", "no logger 'zzzzzz'; there are none, wandb"),
+        ("logger=zzzzzz", "no logger 'zzzzzz'; there are none, tensorboard, wandb"),
         ("backbone=resnet_20", "no backbone 'resnet_20'; did you mean resnet20?"),
         ("hydra/launcher=basik", "no hydra/launcher 'basik'; did you mean basic?"),
     ],
