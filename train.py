@@ -1,45 +1,6 @@
-"""Train one model: ``python train.py backbone=resnet20 policy=paper dataset=cifar10 trainer.epochs=30 seed=3``.
+"""``whtnet train`` in a checkout: ``python train.py backbone=resnet20 policy=paper dataset=cifar10 seed=3``."""
 
-``torchrun --nproc-per-node 4 train.py …`` trains it in four processes; docs/many-machines.md says more.
-"""
-
-import os
-import sys
-from pathlib import Path
-
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from whtnet.errors import JobFailedError, UserError
-from whtnet.extensions import trust_typed
-from whtnet.overrides import explain
-from whtnet.searchpath import register_backbones
-from whtnet.sweeps import register_sweeper, title_of_job
-
-
-@hydra.main(version_base="1.3", config_path="configs", config_name="config")
-def main(config: DictConfig) -> float | None:
-    """Compose the config, run it, and return the test error in percent."""
-    trust_typed(HydraConfig.get().overrides.task)
-    from whtnet.cli import train  # here: --help and completion need not wait for PyTorch
-
-    return train(OmegaConf.to_container(config, resolve=True), title_of_job())
-
+from whtnet.commands.train import main
 
 if __name__ == "__main__":
-    if "RANK" in os.environ:  # one of several processes
-        from whtnet.cli import only_the_first_speaks
-
-        only_the_first_speaks()
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors; they are told below
-    register_backbones()
-    register_sweeper()
-    try:
-        main()
-    except (HydraException, OmegaConfBaseException) as error:
-        sys.exit(f"error: {explain(error, Path(__file__).parent / 'configs')}")
-    except (UserError, JobFailedError) as error:
-        sys.exit(f"error: {error}")
+    main()

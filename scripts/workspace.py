@@ -6,8 +6,7 @@ A view with a section of accuracy against cost, one of training curves, and one 
 import argparse
 from typing import Any
 
-from _compose import ROOT, compose_config
-
+from whtnet.commands.compose import ROOT, compose_config
 from whtnet.console import console, exit_on_user_error
 from whtnet.errors import UserError
 from whtnet.tables import load_spec, table_names
@@ -80,7 +79,7 @@ def _library() -> tuple[Any, Any]:
         import wandb_workspaces.reports.v2 as panels
         import wandb_workspaces.workspaces as workspaces
     except ImportError as error:
-        raise UserError("wandb-workspaces is not installed: `pip install whtnet[workspace]`") from error
+        raise UserError("wandb-workspaces is not installed: `pip install wandb-workspaces`") from error
     return workspaces, panels
 
 

@@ -244,7 +244,7 @@ def test_an_export_that_disagrees_is_not_left_behind(trained, tmp_path, monkeypa
         export.export_onnx(Classifier.load(trained[1]), tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(export.ExportError, match=r"pip install 'whtnet\[export\]'"):
+    with pytest.raises(export.ExportError, match=r"pip install onnx onnxscript onnxruntime"):
         export.export_onnx(Classifier.load(trained[1]), tmp_path / "m.onnx")
 
 

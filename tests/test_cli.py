@@ -11,6 +11,8 @@ from PIL import Image
 
 from whtnet import jobs
 from whtnet.backbones import build_backbone
+from whtnet.commands import table as table_command
+from whtnet.commands.compose import compose_config
 from whtnet.data import SOURCES
 from whtnet.engine import TrainConfig
 from whtnet.policy import Policy
@@ -57,40 +59,39 @@ def options_of(group):
 
 
 @pytest.mark.parametrize("backbone", options_of("backbone"))
-def test_backbone_configs_build(scripts, backbone):
-    config = scripts("_compose").compose_config([f"backbone={backbone}"])["backbone"]
+def test_backbone_configs_build(backbone):
+    config = compose_config([f"backbone={backbone}"])["backbone"]
     assert config["name"] == backbone
     assert build_backbone(**config, num_classes=3)
 
 
-def test_other_configs_compose(scripts):
-    compose = scripts("_compose").compose_config
+def test_other_configs_compose():
     for policy in options_of("policy"):
-        assert Policy.from_dict(compose([f"policy={policy}"])["policy"]).name == policy
+        assert Policy.from_dict(compose_config([f"policy={policy}"])["policy"]).name == policy
     for trainer in options_of("trainer"):
-        TrainConfig.from_dict(compose([f"trainer={trainer}"])["trainer"])
+        TrainConfig.from_dict(compose_config([f"trainer={trainer}"])["trainer"])
     assert set(options_of("dataset")) == set(SOURCES)
     for logger in options_of("logger"):
-        make_sink(**compose([f"logger={logger}"])["logger"])
+        make_sink(**compose_config([f"logger={logger}"])["logger"])
 
 
-def test_the_default_recipe_is_the_authors(scripts):
-    settings = scripts("_compose").compose_config([])["trainer"]
+def test_the_default_recipe_is_the_authors():
+    settings = compose_config([])["trainer"]
     assert TrainConfig.from_dict(settings) == TrainConfig()
 
 
 @pytest.mark.parametrize("table", table_names(ROOT / "experiments"))
-def test_rows_of_tables_compose(scripts, table):
+def test_rows_of_tables_compose(table):
     spec = load_spec(ROOT / "experiments", table)
     for row in spec.rows if spec.kind == "training" else ():
-        scripts("_compose").compose_config([*spec.overrides, *row["overrides"]])
+        compose_config([*spec.overrides, *row["overrides"]])
 
 
-def test_unknown_overrides_are_named(scripts):
+def test_unknown_overrides_are_named():
     from whtnet.errors import UserError
 
     with pytest.raises(UserError, match="epocs"):
-        scripts("_compose").compose_config(["trainer.epocs=3"])
+        compose_config(["trainer.epocs=3"])
 
 
 # --- train.py ---
@@ -229,17 +230,17 @@ rows:
 
 
 @pytest.fixture
-def reproduce(scripts, tmp_path, monkeypatch):
+def reproduce(tmp_path, monkeypatch):
     """The script on a project of its own, whose only table is a tiny one."""
-    module = scripts("reproduce_table")
     (tmp_path / "experiments").mkdir()
     (tmp_path / "README.md").write_text("<!-- table: tiny -->\n<!-- end -->\n")
     (tmp_path / "experiments" / "tiny.yaml").write_text(SPEC.format(overrides=", ".join(TINY)))
-    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(table_command, "ROOT", tmp_path)
+    monkeypatch.setattr(table_command, "PLACE", tmp_path)
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["reproduce_table.py", "tiny", "--logger", "none", *arguments])
-        module.main()
+        table_command.main()
         results = tmp_path / "results" if "--update" in arguments else tmp_path / "runs" / "results"
         return read_records(results / "runs")
 
@@ -291,7 +292,7 @@ def test_records_of_a_changed_row_do_not_count(reproduce, tmp_path, capsys):
     assert "1 record was made with other settings" in markdown
 
 
-def test_the_table_itself_goes_to_the_dashboard(reproduce, scripts, monkeypatch, tmp_path):
+def test_the_table_itself_goes_to_the_dashboard(reproduce, monkeypatch, tmp_path):
     class Listener:
         def __init__(self):
             self.calls = []
@@ -300,7 +301,7 @@ def test_the_table_itself_goes_to_the_dashboard(reproduce, scripts, monkeypatch,
             return lambda *arguments, **options: self.calls.append((name, *arguments))
 
     sinks = []
-    for module in (scripts("reproduce_table"), jobs):
+    for module in (table_command, jobs):
         monkeypatch.setattr(module, "make_sink", lambda **_: sinks.append(Listener()) or sinks[-1])
     reproduce()
     assert len(sinks) == 4  # three runs and the table

@@ -1,6 +1,5 @@
 """Several processes that train one model, on the CPU."""
 
-import importlib
 import json
 import os
 import signal
@@ -15,6 +14,7 @@ from distributed_cases import history
 
 from whtnet import distributed
 from whtnet.cli import only_the_first_speaks, train
+from whtnet.commands.compose import compose_config
 from whtnet.data import DatasetError, load_dataset
 from whtnet.distributed import PeerError
 from whtnet.errors import UserError
@@ -173,9 +173,8 @@ def test_two_processes_train_as_one(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_survives_the_loss_of_a_process_and_preemption_and_another_number_of_processes(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    experiment = Experiment.from_config(importlib.import_module("_compose").compose_config(RUN[1:]))
+def test_a_run_survives_the_loss_of_a_process_and_preemption_and_another_number_of_processes(tmp_path):
+    experiment = Experiment.from_config(compose_config(RUN[1:]))
     broken = tmp_path / "broken"
     broken.mkdir()
 

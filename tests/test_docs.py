@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from whtnet.commands.compose import compose_config
+
 ROOT = Path(__file__).parents[1]
 GUIDE = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [ROOT / "README.md", *GUIDE]
@@ -23,10 +25,9 @@ def blocks(page, language):
 @pytest.fixture
 def checkout(tmp_path):
     """A copy that commands may write to."""
-    for name in ("configs", "experiments", "results", "scripts"):
+    for name in ("configs", "experiments", "results", "scripts", "whtnet"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "train.py", tmp_path)
-    (tmp_path / "whtnet").symlink_to(ROOT / "whtnet")
     (tmp_path / "README.md").write_text("")
     return tmp_path
 
@@ -79,11 +80,6 @@ def test_links_lead_somewhere(page):
 
 def test_settings_that_are_shown_compose():
     """``python train.py …`` in console blocks, where nothing in it stands for something of the reader's."""
-    sys.path.insert(0, str(ROOT / "scripts"))
-    try:
-        from _compose import compose_config
-    finally:
-        sys.path.pop(0)
     composed = 0
     for page in PAGES:
         text = "\n".join(blocks(page, "console")).replace("\\\n", " ")

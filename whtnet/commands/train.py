@@ -1,0 +1,46 @@
+"""Train one model: ``whtnet train backbone=resnet20 policy=paper dataset=cifar10 trainer.epochs=30 seed=3``.
+
+``torchrun --nproc-per-node 4 train.py …`` trains it in four processes; docs/many-machines.md says more.
+"""
+
+import os
+import sys
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from whtnet.commands.compose import ROOT
+from whtnet.errors import JobFailedError, UserError
+from whtnet.extensions import trust_typed
+from whtnet.overrides import explain
+from whtnet.searchpath import register_backbones
+from whtnet.sweeps import register_sweeper, title_of_job
+
+
+@hydra.main(version_base="1.3", config_path=str(ROOT / "configs"), config_name="config")
+def _train(config: DictConfig) -> float | None:
+    """Compose the config, run it, and return the test error in percent."""
+    trust_typed(HydraConfig.get().overrides.task)
+    from whtnet.cli import train  # here: --help and completion need not wait for PyTorch
+
+    return train(OmegaConf.to_container(config, resolve=True), title_of_job())
+
+
+def main() -> None:
+    """Let Hydra parse the command line and train, once or for each job of a sweep."""
+    if "RANK" in os.environ:  # one of several processes
+        from whtnet.cli import only_the_first_speaks
+
+        only_the_first_speaks()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors; they are told below
+    register_backbones()
+    register_sweeper()
+    try:
+        _train()
+    except (HydraException, OmegaConfBaseException) as error:
+        sys.exit(f"error: {explain(error, ROOT / 'configs')}")
+    except (UserError, JobFailedError) as error:
+        sys.exit(f"error: {error}")

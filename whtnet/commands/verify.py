@@ -1,0 +1,68 @@
+"""Check what the project publishes, without training: ``whtnet verify``.
+
+Records replay, published counts are those of the built models, results/ and README.md hold what the records render to,
+committed weights give their records' accuracies, and HT-2023's released networks those of their logs, where files and
+data are at hand. Exits with 1 if anything failed.
+"""
+
+import argparse
+import itertools
+import sys
+from collections import Counter
+from collections.abc import Iterable
+
+from whtnet.commands.compose import ROOT, backbone_settings, compose_config
+from whtnet.console import ProgressView, console, exit_on_user_error
+from whtnet.tables import Identities, Results
+from whtnet.verification import (
+    FAILED,
+    PASSED,
+    SKIPPED,
+    Check,
+    check_counts,
+    check_files,
+    check_readme,
+    check_records,
+    check_released,
+    check_weights,
+    counts_again,
+)
+
+
+@exit_on_user_error
+def main() -> None:
+    """Run all checks and say what failed."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    results = Results(ROOT / "experiments", ROOT / "results", Identities(compose_config))
+    specs = results.specs()
+    found = _show("records that replay", check_records(results))
+    total, done = sum(len(spec.rows) for spec in specs if counts_again(spec)), itertools.count(1)
+    with ProgressView() as view:
+        bar = view.task("counting")
+        counted = check_counts(
+            specs, results, compose_config, backbone_settings, lambda step: bar(next(done) / total, step)
+        )
+        found += _show("counts on built models", counted)
+    found += _show("files in results/", check_files(specs, results))
+    if (ROOT / "README.md").is_file():  # not where the package is installed
+        found += _show("tables in README.md", check_readme(specs, results, ROOT / "README.md"))
+    total, done = sum(len(spec.rows) for spec in specs if spec.kind == "released"), itertools.count()
+    with ProgressView() as view:
+        bar = view.task("released networks")
+        evaluated = list(check_released(specs, lambda step: bar(next(done) / total, step)))
+    found += _show("released networks", evaluated)
+    found += _show("committed weights", check_weights(results))
+    outcomes = Counter(check.outcome for check in found)
+    console.print(f"{outcomes[PASSED]} passed, {outcomes[FAILED]} failed")
+    sys.exit(min(outcomes[FAILED], 1))
+
+
+def _show(title: str, checks: Iterable[Check]) -> list[Check]:
+    found = list(checks)
+    outcomes = Counter(check.outcome for check in found)
+    counts = ", ".join(f"{outcomes[outcome]} {outcome}" for outcome in (PASSED, FAILED, SKIPPED) if outcomes[outcome])
+    console.print(f"{title}: {counts or 'none there'}")
+    for check in found:
+        if check.outcome != PASSED:
+            console.print(f"  {check.outcome}: {check.name}: {check.reason}", markup=False, soft_wrap=True)
+    return found
