@@ -72,7 +72,11 @@ def migrate(old: Mapping[str, Any], file: Path) -> tuple[dict[str, Any], list[di
             experiment = Experiment.from_config(_settings(old))
         case 2:
             layers = layers_beside(file)
-            experiment = replace(Experiment.from_config(old["settings"]), known_inputs=old["inputs"])
+            settings = old["settings"]
+            if "families" in settings["policy"]:  # an earlier format 2
+                rules = _rules(settings["policy"], settings["backbone"])
+                settings = settings | {"policy": {"name": settings["policy"]["name"], "rules": rules}}
+            experiment = replace(Experiment.from_config(settings), known_inputs=old["inputs"])
         case found:
             raise RecordError(f"{file} has a record of format {found}; take the version that wrote it")
     labels = {name: old.pop(name) for name in ("table", "row", "recipe") if name in old}

@@ -218,7 +218,7 @@ def test_predict_names_the_classes(trained, tmp_path, script, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("policy", ["paper", "conv3x3_gap"])
+@pytest.mark.parametrize("policy", ["paper", "paper/resnet"])
 def test_exports_do_what_the_model_does(tmp_path, policy):
     pytest.importorskip("onnxruntime")
     from whtnet.export import TOLERANCE, export_onnx, export_safetensors, export_torch, onnx_session, run_onnx

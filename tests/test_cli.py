@@ -206,7 +206,7 @@ def test_wandb_logs_offline_and_says_so_in_one_line(tmp_path):
 
 
 def test_count_params_as_json(tmp_path):
-    arguments = ["backbone=mobilenet_v2", "policy=fwht2021_947k", "--json"]
+    arguments = ["backbone=mobilenet_v2", "policy=fwht2021/947k", "--json"]
     done = command(ROOT / "scripts" / "count_params.py", *arguments, cwd=tmp_path)
     report = json.loads(done.stdout)
     assert report["before"]["parameters_with_bn_statistics"] == 2_270_794

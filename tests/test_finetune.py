@@ -196,7 +196,7 @@ def test_a_finished_run_is_given_more_epochs(replaced, tmp_path):
     ("policy", "settings", "words"),
     [
         ("none", {}, "replaced by the policy 'conv3x3', not as 'none' does it; take policy=conv3x3"),
-        ("conv3x3_gap", {}, "replaced by the policy 'conv3x3', not as 'conv3x3_gap'"),
+        ("paper/resnet", {}, "replaced by the policy 'conv3x3', not as 'paper/resnet'"),
         ("conv3x3", {"stages": 2}, "has all its layers replaced; leave out finetune.stages and finetune.init"),
         ("conv3x3", {"init": "fit"}, "has all its layers replaced; leave out finetune.stages and finetune.init"),
         ("conv3x3", {"changes": {"backbone": {"name": "resnet32"}}}, "does not fit this network"),

@@ -10,6 +10,7 @@ from torch import nn
 from whtnet import BWHT1d, FWHT2d, PreGAPFWHT2d, PreNormFWHT2d, apply_policy_, load_policy
 from whtnet.backbones import build_backbone
 from whtnet.policy import Policy, PolicyError, find_sites, shipped_policies
+from whtnet.policy.rules import _RENAMED
 
 
 def rules(*items, **policy):
@@ -24,8 +25,8 @@ def rule(match, replace, where=None, **options):
 PUBLISHED = [
     ("mobilenet_v2", {}, "none", True, 2_270_794),
     ("mobilenet_v2", {}, "none", False, 2_236_682),
-    ("mobilenet_v2", {}, "fwht2021_947k", True, 947_786),
-    ("mobilenet_v2", {}, "fwht2021_540k", True, 540_234),
+    ("mobilenet_v2", {}, "fwht2021/947k", True, 947_786),
+    ("mobilenet_v2", {}, "fwht2021/540k", True, 540_234),
     ("resnet20", {"form": "no_bias"}, "none", False, 272_474),
     ("resnet20", {"form": "keras"}, "none", False, 273_066),
     ("resnet20", {"form": "keras"}, "paper", False, 133_082),
@@ -67,7 +68,7 @@ def test_controls_leave_the_second_convolution_out_or_make_it_depthwise():
         assert model(torch.randn(2, 3, 32, 32)).shape == (2, 10)
 
 
-@pytest.mark.parametrize("policy", ["fwht2021_947k", "fwht2021_540k", "paper"])
+@pytest.mark.parametrize("policy", ["fwht2021/947k", "fwht2021/540k", "paper"])
 def test_torchvision_and_timm_agree(policy):
     counts = {
         source: apply_policy_(build_backbone("mobilenet_v2", source=source), policy, (3, 64, 64)).after
@@ -78,7 +79,8 @@ def test_torchvision_and_timm_agree(policy):
 
 def test_fractions_of_blocks_round_down():
     model = build_backbone("mobilenet_v2")
-    for policy, first in [("conv1x1_third", 13), ("conv1x1_half", 10), ("conv1x1_two_thirds", 7)]:
+    for fraction, first in [("1/3", 13), ("1/2", 10), ("2/3", 7)]:
+        policy = {"include": ["conv1x1"], "fraction": fraction}
         names = [r.name for r in apply_policy_(copy.deepcopy(model), policy).replacements]
         # torchvision's features.1 … features.17 are the 17 bottlenecks
         assert {int(n.split(".")[1]) for n in names} == set(range(first, 18))
@@ -97,7 +99,7 @@ def test_paper_on_mobilenet_v3_replaces_all_of_its_parts():
 
 def test_a_batch_norm_in_front_is_all_that_pre_norm_adds():
     model, plain = build_backbone("resnet20"), build_backbone("resnet20")
-    report = apply_policy_(model, "paper_pre_norm")
+    report = apply_policy_(model, "paper/resnet20_pre_norm")
     assert report.after.parameters == apply_policy_(plain, "paper").after.parameters + 2 * 3 * (16 + 32 + 64)
     assert isinstance(model.layer2[1].conv2, PreNormFWHT2d)
     with pytest.raises(PolicyError, match="matches nothing"):  # what is inside the new layers is no site
@@ -259,7 +261,6 @@ class Grouped(nn.Module):
     ("make", "policy", "words"),
     [
         (lambda: build_backbone("resnet20"), "squeeze_excite", ["matches nothing", "19 conv3x3"]),
-        (lambda: build_backbone("resnet20"), "fwht2021_947k", ["no rules for CifarResNet", "mobilenet"]),
         (
             lambda: build_backbone("resnet20"),
             rules(rule("conv3x3", "FWHT2d", {"stages": [2], "nth": 1})),
@@ -299,7 +300,7 @@ class Grouped(nn.Module):
         (lambda: build_backbone("resnet20"), rules(rule("conv3x3", "FWHT2d", {"nmae": "x"})), ["nmae", "name"]),
         (lambda: build_backbone("resnet20"), rules(rule("conv3x3", "FWHT2d", {"name": "("})), ["regular expression"]),
         (lambda: build_backbone("resnet20"), rules(rule("conv3x3", "FWHT2d", {"part": "tail"})), ["tail", "head"]),
-        (lambda: build_backbone("resnet20"), {"name": "x"}, ["rules or families"]),
+        (lambda: build_backbone("resnet20"), {"name": "x"}, ["needs rules, or include"]),
         (lambda: build_backbone("resnet20"), {"name": None, "rules": []}, ["policy.name=None", "word"]),
         (lambda: build_backbone("resnet20"), {"name": "../x", "rules": []}, ["policy.name='../x'", "folder"]),
         (lambda: build_backbone("resnet20"), {"name": "x//y", "rules": []}, ["policy.name='x//y'", "folder"]),
@@ -335,13 +336,79 @@ def test_policies_from_files(tmp_path):
 
 def test_shipped_policies_are_complete():
     shipped = shipped_policies()
-    wanted = {"none", "paper", "conv3x3", "squeeze_excite", "gap", "fwht2021_947k", "fwht2021_540k", "conv1x1_all"}
-    wanted |= {f"conv1x1_{part}{kind}" for part in ("third", "half", "two_thirds", "all") for kind in ("", "_fwht")}
+    wanted = {"none", "paper", "conv3x3", "squeeze_excite", "gap", "fwht2021/947k", "fwht2021/540k", "conv1x1"}
+    wanted |= {f"paper/{backbone}" for backbone in ("resnet20", "mobilenet_v2", "mobilenet_v3_large", "resnet")}
     assert wanted <= set(shipped)
     for name in shipped:
         policy = load_policy(name)
         assert policy.name == name
         assert isinstance(policy, Policy)
+
+
+def test_included_rules_follow_with_their_options_unless_the_policy_says_otherwise():
+    combined = {"name": "c", "include": ["conv3x3", "gap"], "options": {"threshold": "soft"}}
+    own = {"match": "conv3x3", "where": {"stages": [1], "nth": 2}, "replace": "keep"}
+    model = build_backbone("resnet20")
+    report = apply_policy_(model, {**combined, "rules": [own]})
+    assert [r.kind for r in report.replacements] == ["conv3x3"] * 6 + ["before_gap"]
+    assert {m.threshold_kind for m in model.modules() if isinstance(m, FWHT2d)} == {"soft"}
+    with pytest.raises(PolicyError, match="depends on the model; take one of paper/resnet20"):
+        Policy.from_dict({"include": ["paper"]})
+
+
+def test_a_policy_that_includes_itself_is_named(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"include": [str(path)]}))
+    with pytest.raises(PolicyError, match=r"mine\.yaml' includes itself"):
+        load_policy(path)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "blocks"), [("1/3", "last 1/3"), (1, "last 1/1"), (None, None), (0.5, "last 1/2")]
+)
+def test_fractions(fraction, blocks):
+    data = {"fraction": fraction, "include": ["conv1x1"]}
+    assert [r.where.get("blocks") for r in Policy.from_dict(data).rules] == [blocks]
+
+
+@pytest.mark.parametrize("fraction", ["2", "0", "1/0", "half", -0.5])
+def test_fractions_that_can_not_be(fraction):
+    with pytest.raises(PolicyError, match="give 1/3, say"):
+        Policy.from_dict({"fraction": fraction, "include": ["conv1x1"]})
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("conv1x1_half", "it is policy=conv1x1 policy.fraction=1/2$"),
+        ("paper_gap", "any more"),
+        ("fwht2021_947k", "it is policy=fwht2021/947k"),
+        ("papr", "did you mean paper"),
+        ("xyz", "there are conv1x1, "),
+    ],
+)
+def test_a_name_that_there_is_not(name, words):
+    with pytest.raises(PolicyError, match=words) as raised:
+        load_policy(name)
+    assert "\n" not in str(raised.value)
+
+
+def test_new_spellings_of_renamed_policies_are_policies():
+    for spelling in _RENAMED.values():
+        assert load_policy(spelling.split()[0]).name == spelling.split()[0]
+
+
+def test_the_paper_s_policy_is_picked_by_the_architecture():
+    for model, name in [
+        (build_backbone("resnet20"), "paper/resnet20"),
+        (torchvision.models.mobilenet_v2(), "paper/mobilenet_v2"),
+        (build_backbone("timm/mobilenetv2_100"), "paper/mobilenet_v2"),
+        (build_backbone("mobilenet_v3_large", source="timm"), "paper/mobilenet_v3_large"),
+        (build_backbone("timm/resnet18"), "paper/resnet"),
+    ]:
+        assert load_policy("paper").for_model(model).name == name
+    with pytest.raises(PolicyError, match="none for VGG; there are paper/resnet20, paper/mobilenet_v2, "):
+        apply_policy_(torchvision.models.vgg11(), "paper")
 
 
 # --- Afterwards the model is a model like any other ---

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from whtnet.backbones import build_backbone, weights_identity
 from whtnet.data import data_identity, load_dataset, source_defaults
 from whtnet.engine import TrainConfig
@@ -83,6 +85,8 @@ class Experiment:
             raise ConfigError(f"seed={self.seed!r} is no seed; give a whole number from 0")
         if not isinstance(self.device, str):
             raise ConfigError(f"device={self.device!r} is no device; give auto, cpu, cuda, cuda:1, …")
+        if self.policy.architectures:
+            object.__setattr__(self, "policy", _policy_of(self.policy, self.backbone))
         if "num_classes" in self.backbone.options:
             raise ConfigError("backbone.num_classes is the data set's number of classes; leave it out")
         if self.trainer.patience and not self.dataset.options.get("holdout"):
@@ -211,6 +215,12 @@ class Experiment:
     def folder(self, root: Path) -> Path:
         """The run's own folder under ``root``."""
         return root / _in_a_path(self.dataset.name) / self.name
+
+
+def _policy_of(policy: Policy, backbone: Choice) -> Policy:
+    """The one that ``policy`` names for the backbone's architecture."""
+    with torch.device("meta"):
+        return policy.for_model(build_backbone(**{**backbone.to_dict(), "pretrained": False, "weights": None}))
 
 
 def _backbone_defaults() -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""What Hydra is taught: every model of torchvision and timm is a choice of the group ``backbone``.
+"""What Hydra is taught: every model of torchvision and timm is a choice of the group ``backbone``, and about policies.
 
 ``backbone=timm/regnetx_002`` and ``backbone=torchvision/vgg11_bn`` need no file, and neither do
 ``backbone=my_package.models:net`` and ``dataset=my_package.data:photos`` of one's own (:mod:`whtnet.extensions`); the
-command lines call :func:`register_backbones` before they compose.
+command lines call :func:`register_backbones` before they compose. A policy that has no file includes itself by name, so
+that the package says which there are, or what it is called now.
 """
 
 import re
@@ -20,6 +21,7 @@ _OWN_SETTINGS: dict[str, dict[str, object]] = {
     "backbone": {"weights": None},
     "dataset": {"root": None, "holdout": 0.0, "crop_padding": 0, "flip": False, "mean": None, "std": None},
 }
+_POLICY = re.compile(r"policy/(.+?)(?:\.yaml)?")
 
 
 class BackboneSource(ConfigSource):
@@ -39,18 +41,21 @@ class BackboneSource(ConfigSource):
         return config_path in ("", *_OWN_SETTINGS, *(f"backbone/{source}" for source in LIBRARIES))
 
     def is_config(self, config_path: str) -> bool:
-        """Whether this is the path of a backbone, or of code of one's own; they need not exist."""
-        return _PATH.fullmatch(config_path) is not None or _OWN.fullmatch(config_path) is not None
+        """Whether this is the path of a backbone, a policy, or code of one's own; they need not exist."""
+        return any(path.fullmatch(config_path) for path in (_PATH, _OWN, _POLICY))
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
         """Nothing: there are more than a thousand models."""
         return []
 
     def load_config(self, config_path: str) -> ConfigResult:
-        """The settings of the backbone or data set that the path names."""
+        """The settings of the backbone, data set or policy that the path names."""
         if own := _OWN.fullmatch(config_path):
             settings = {"name": own[2], **_OWN_SETTINGS[own[1]]}
             return ConfigResult(self.provider, self.path, OmegaConf.create(settings), header={"package": None})
+        if policy := _POLICY.fullmatch(config_path):
+            data = {"name": policy[1], "include": [policy[1]], "fraction": None, "options": {}}
+            return ConfigResult(self.provider, self.path, OmegaConf.create(data), header={"package": "policy"})
         match = _PATH.fullmatch(config_path)
         if match is None:
             raise ConfigLoadError(f"no config {config_path}")

@@ -18,8 +18,8 @@ from whtnet.policy import apply_policy_
 MODELS = {
     "whtnet_resnet20_paper": ("resnet20", "paper", 32),
     "whtnet_mobilenet_v2_paper": ("mobilenet_v2", "paper", 224),
-    "whtnet_mobilenet_v2_947k": ("mobilenet_v2", "fwht2021_947k", 224),
-    "whtnet_mobilenet_v2_540k": ("mobilenet_v2", "fwht2021_540k", 224),
+    "whtnet_mobilenet_v2_947k": ("mobilenet_v2", "fwht2021/947k", 224),
+    "whtnet_mobilenet_v2_540k": ("mobilenet_v2", "fwht2021/540k", 224),
     "whtnet_mobilenet_v3_large_paper": ("mobilenet_v3_large", "paper", 224),
     "whtnet_resnet18_paper": ("resnet18", "paper", 224),
     "whtnet_resnet34_paper": ("resnet34", "paper", 224),

@@ -48,7 +48,8 @@ def apply_policy_(
         policy = Policy.from_dict(policy)
     elif not isinstance(policy, Policy):
         policy = load_policy(policy)
-    rules = policy.rules_for(model)
+    policy = policy.for_model(model)
+    rules = policy.rules
     check_options(policy, rules)
     found = find_sites(model, input_size)
     before = measure_cost(model, input_size)
@@ -261,8 +262,9 @@ def check_options(policy: Policy, rules: tuple[Rule, ...]) -> None:
 
 def options_of(rule: Rule, policy: Policy) -> dict[str, Any]:
     """The keywords that a rule gives its layer: the policy's, as far as the layer has them, and its own."""
-    defaults = default_options(rule)
-    return {**{name: value for name, value in policy.options.items() if name in defaults}, **rule.options}
+    known = default_options(rule)
+    shared = {**rule.shared, **policy.options}
+    return {**{name: value for name, value in shared.items() if name in known}, **rule.options}
 
 
 def default_options(rule: Rule) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from fractions import Fraction
 from typing import Any
 
 from whtnet.policy.apply import check_options, default_options, options_of
-from whtnet.policy.rules import KEEP, Policy, Rule
+from whtnet.policy.rules import KEEP, Policy, PolicyError, Rule
 from whtnet.settings import canonical, without_defaults
 
 
@@ -16,8 +16,7 @@ def canonical_policy(policy: Policy) -> list[dict[str, Any]]:
     Raises:
         PolicyError: for a layer or an option that there is not.
     """
-    if policy.families:
-        return [{"architecture": pattern, "rules": _canonical(policy, rules)} for pattern, rules in policy.families]
+    _check_resolved(policy)
     return _canonical(policy, policy.rules)
 
 
@@ -27,10 +26,13 @@ def explicit_policy(policy: Policy) -> dict[str, Any]:
     Raises:
         PolicyError: as :func:`canonical_policy`.
     """
-    if policy.families:
-        families = [{"architecture": pattern, "rules": _explicit(policy, rules)} for pattern, rules in policy.families]
-        return {"name": policy.name, "families": families}
+    _check_resolved(policy)
     return {"name": policy.name, "rules": _explicit(policy, policy.rules)}
+
+
+def _check_resolved(policy: Policy) -> None:
+    if policy.architectures:
+        raise PolicyError(f"policy {policy.name!r} depends on the model: ask its for_model first")
 
 
 def _canonical(policy: Policy, rules: Sequence[Rule]) -> list[dict[str, Any]]:

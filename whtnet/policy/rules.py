@@ -1,5 +1,7 @@
 """Policies as data: an ordered list of rules that say which sites of a network get which layer."""
 
+import dataclasses
+import difflib
 import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -16,6 +18,8 @@ from whtnet.errors import UserError
 SITE_KINDS = ("conv1x1", "conv3x3", "depthwise3x3", "squeeze_excite", "before_gap")
 PARTS = ("stem", "blocks", "between", "head")
 KEEP = "keep"
+FRACTION = "fraction"  # in a rule's ``blocks``: as the policy's ``fraction`` says
+_POLICY_KEYS = ("name", "rules", "include", "architectures", "fraction", "options")
 _WHERE_KEYS = ("name", "part", "blocks", "stages", "nth", "stride")
 
 
@@ -35,17 +39,21 @@ class Rule:
         where: conditions, all of which must hold:
             ``name``: regular expression found in the fully qualified name;
             ``part``: ``stem``, ``blocks``, ``between`` or ``head`` (before, in, between, after the residual blocks);
-            ``blocks``: ``"last 1/3"``, ``"first 2"``, ``"13-17"`` or a list of numbers, from 1;
+            ``blocks``: ``"last 1/3"``, ``"first 2"``, ``"13-17"`` or a list of numbers, from 1; in a policy with a
+            fraction ``"fraction"``;
             ``stages``: list of numbers, from 1, or from the end, −1;
             ``nth``: place among the sites of its kind in its block, from 1, or from the end, −1;
             ``stride``: the convolution's.
         options: keywords of the layer.
+        shared: options of the policy that the rule was included from: of every layer that has them, unless the
+            including policy or the rule says otherwise.
     """
 
     match: str
     replace: str
     where: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    shared: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], origin: str) -> "Rule":
@@ -85,21 +93,24 @@ class Policy:
 
     Attributes:
         name: for reports and run names.
-        rules: the rules, for any architecture.
-        families: pairs of a regular expression and rules; used in place of ``rules``, the first whose expression
-            matches the model's architecture (class name, or timm's name for it).
+        rules: its own, then those of the policies that it includes.
+        architectures: name of another policy by architecture (class name, or first word of timm's name, in lower case
+            letters); :meth:`for_model` picks it.
         options: defaults for the keywords of every layer the rules put in, as far as the layer has them; a rule's own
             options win.
     """
 
     name: str
     rules: tuple[Rule, ...] = ()
-    families: tuple[tuple[str, tuple[Rule, ...]], ...] = ()
+    architectures: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Policy":
         """Read a policy from plain data, as in ``configs/policy/*.yaml``.
+
+        ``include`` is a list of other policies; ``fraction`` what the word ``fraction`` in the rules' ``blocks`` stands
+        for, in included ones too: 1/3 for the last third of the blocks, null for everywhere.
 
         Raises:
             PolicyError: naming the key and the rule that is wrong.
@@ -109,35 +120,35 @@ class Policy:
         name = str(data.get("name", "unnamed"))
         if data.get("name", name) is None or not re.fullmatch(r"[^./][^/]*(/[^./][^/]*)*", name):
             raise PolicyError(f"policy.name={data['name']!r} can't name a run's folder; give a word (or A/B)")
-        _check_keys(data, ("name", "rules", "families", "options"), f"policy {name!r}")
-        if ("rules" in data) == ("families" in data):
-            raise PolicyError(f"policy {name!r}: needs either rules or families")
-        families = []
-        for i, family in enumerate(_list(data.get("families"), f"policy {name!r}: families"), 1):
-            origin = f"policy {name!r}, family {i}"
-            _check_keys(family, ("architecture", "rules"), origin)
-            _compile(family.get("architecture", ""), origin)
-            families.append((family.get("architecture", ""), _read_rules(family.get("rules"), origin)))
-        rules = _read_rules(data.get("rules"), f"policy {name!r}")
-        return cls(name, rules, tuple(families), _mapping(data.get("options"), f"policy {name!r}: options"))
+        origin = f"policy {name!r}"
+        if "families" in data:
+            raise PolicyError(f"{origin}: there are no families any more; give each its file, and architectures: {{…}}")
+        _check_keys(data, _POLICY_KEYS, origin)
+        architectures = _mapping(data.get("architectures"), f"{origin}: architectures")
+        if bool(architectures) == ("rules" in data or "include" in data):
+            raise PolicyError(f"{origin}: needs rules, or include, or else architectures")
+        rules = [_confine(rule, data, origin) for rule in _list(data.get("rules"), f"{origin}: rules")]
+        fraction = {"fraction": data["fraction"]} if "fraction" in data else {}
+        included = [_included(other, fraction) for other in _list(data.get("include"), f"{origin}: include")]
+        options = _mapping(data.get("options"), f"{origin}: options")
+        return cls(name, (*_read_rules(rules, origin), *(r for rs in included for r in rs)), architectures, options)
 
-    def rules_for(self, model: nn.Module) -> tuple[Rule, ...]:
-        """The rules that apply to ``model``.
+    def for_model(self, model: nn.Module) -> "Policy":
+        """The policy itself, or the one that it names for the architecture of ``model``, with its own options.
 
         Raises:
-            PolicyError: if the policy has families and none of them is the model's.
+            PolicyError: if it names policies by architecture, and none for the model's.
         """
-        if not self.families:
-            return self.rules
+        if not self.architectures:
+            return self
         names = architecture_names(model)
-        for pattern, rules in self.families:
-            if any(re.search(pattern, name) for name in names):
-                return rules
-        known = ", ".join(pattern for pattern, _ in self.families)
-        raise PolicyError(
-            f"policy {self.name!r} has no rules for {' / '.join(names)} (it knows {known}); "
-            "add a family to it or choose a policy with rules for any architecture"
-        )
+        words = [name.lower().split("_")[0] for name in names]
+        for word in words:
+            if word in self.architectures:
+                name = self.architectures[word]
+                return Policy(name, _included(name, {}), options=self.options)
+        there = ", ".join(self.architectures.values())
+        raise PolicyError(f"policy {self.name!r} has none for {' / '.join(names)}; there are {there}")
 
 
 def architecture_names(model: nn.Module) -> list[str]:
@@ -146,27 +157,89 @@ def architecture_names(model: nn.Module) -> list[str]:
     return [type(model).__name__, *([timm_name] if timm_name else [])]
 
 
+def _confine(rule: Any, policy: Mapping[str, Any], origin: str) -> Any:
+    """The rule with the policy's fraction in the place of the word."""
+    if not isinstance(rule, Mapping) or (rule.get("where") or {}).get("blocks") != FRACTION:
+        return rule
+    if "fraction" not in policy:
+        raise PolicyError(f"{origin}: a rule is for a fraction of the blocks, but policy.fraction isn't given")
+    rest = {key: value for key, value in rule["where"].items() if key != "blocks"}
+    try:
+        fraction = None if policy["fraction"] is None else Fraction(str(policy["fraction"]))
+    except (ValueError, ZeroDivisionError):
+        fraction = Fraction(-1)
+    if fraction is not None and not 0 < fraction <= 1:
+        raise PolicyError(f"{origin}: policy.fraction={policy['fraction']!r}; give 1/3, say, or null for everywhere")
+    part = {} if fraction is None else {"blocks": f"last {fraction.numerator}/{fraction.denominator}"}
+    return {**rule, "where": rest | part}
+
+
+def _included(name: str, fraction: Mapping[str, Any]) -> tuple[Rule, ...]:
+    """The rules of another policy, with its options; ``fraction`` replaces its own where it has one."""
+    data = _policy_data(name)
+    try:
+        policy = Policy.from_dict({**data, **fraction} if isinstance(data, Mapping) else data)
+    except RecursionError:
+        raise PolicyError(f"policy {name!r} includes itself") from None
+    if policy.architectures:
+        choices = ", ".join(policy.architectures.values())
+        raise PolicyError(f"policy {name!r} can't be included, it depends on the model; take one of {choices}")
+    return tuple(dataclasses.replace(rule, shared={**rule.shared, **policy.options}) for rule in policy.rules)
+
+
+# What policies were called, and how the same is said now.
+_RENAMED = {
+    "ht_perceptron": "ht2023/1path",
+    "fwht2021_947k": "fwht2021/947k",
+    "fwht2021_540k": "fwht2021/540k",
+    "paper_gap": "paper/resnet20 +policy.include=[gap]",
+    "paper_pre_norm": "paper/resnet20_pre_norm",
+    "conv3x3_gap": "paper/resnet",
+    "squeeze_excite_gap": "squeeze_excite +policy.include=[gap]",
+    "squeeze_excite_conv1x1_third_gap": "paper/mobilenet_v3_large",
+    "squeeze_excite_conv1x1_third": "squeeze_excite +policy.include=[conv1x1] +policy.fraction=1/3",
+    "conv1x1_third_gap": "conv1x1 policy.fraction=1/3 +policy.include=[gap]",
+    "conv1x1_all": "conv1x1",
+    "conv1x1_all_gap": "conv1x1 +policy.include=[gap]",
+    "conv1x1_all_fwht": "conv1x1 policy.options.block_size=null",
+    "conv1x1_third": "conv1x1 policy.fraction=1/3",
+    "conv1x1_half": "conv1x1 policy.fraction=1/2",
+    "conv1x1_two_thirds": "conv1x1 policy.fraction=2/3",
+    "conv1x1_third_fwht": "conv1x1 policy.fraction=1/3 policy.options.block_size=null",
+    "conv1x1_half_fwht": "conv1x1 policy.fraction=1/2 policy.options.block_size=null",
+    "conv1x1_two_thirds_fwht": "conv1x1 policy.fraction=2/3 policy.options.block_size=null",
+}
+
+
 def load_policy(name_or_path: str | Path) -> Policy:
     """Read a shipped policy by name (``"paper"``, ``"ht2023/1path"``), or any policy from a YAML file.
 
     Raises:
         PolicyError: if there is no such policy, or its file is malformed.
     """
+    return Policy.from_dict(_policy_data(name_or_path))
+
+
+def _policy_data(name_or_path: str | Path) -> Any:
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
         path = _shipped_folder() / f"{name_or_path}.yaml"
     if not path.is_file():
-        raise PolicyError(
-            f"no policy {str(name_or_path)!r}; shipped ones: {', '.join(shipped_policies())}; "
-            "or give the path of a .yaml file"
-        )
+        raise PolicyError(_no_policy(str(name_or_path)))
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise PolicyError(f"{path}: not valid YAML: {error}") from error
-    if isinstance(data, Mapping):
-        data = {"name": path.stem, **data}
-    return Policy.from_dict(data)
+        raise PolicyError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    return {"name": path.stem, **data} if isinstance(data, Mapping) else data
+
+
+def _no_policy(name: str) -> str:
+    if name in _RENAMED:
+        return f"no policy {name!r} any more; it is policy={_RENAMED[name]}"
+    known = shipped_policies()
+    near = difflib.get_close_matches(name, known) or [other for other in known if name in other]
+    hint = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(known)}"
+    return f"no policy {name!r}; {hint} (or give the path of a .yaml file)"
 
 
 def shipped_policies() -> list[str]:
