@@ -145,11 +145,12 @@ def _timed(
 
 def _weights(claim: Claim, spec: TableSpec, results: Results) -> dict[str, Any]:
     measured = results.measured(spec) or {}
-    ours = {row["id"]: row["top1"] for row in measured.get("rows", ())}.get(claim.row)
+    ours = {row["id"]: row["ours"] for row in measured.get("rows", ())}.get(claim.row)
     if ours is None:
         return {}
     good = abs(ours - claim.published) <= TOLERANCE + 1e-9
-    return {"ours": ours, "verdict": REPRODUCED if good else NOT_REPRODUCED}
+    control = next((row["ours"] for row in measured["rows"] if row["id"] == claim.control), None)
+    return {"ours": ours, "verdict": REPRODUCED if good else NOT_REPRODUCED} | ({"control": control} if control else {})
 
 
 def _accuracy(claim: Claim, spec: TableSpec, results: Results) -> dict[str, Any]:
