@@ -186,7 +186,7 @@ def test_evaluate_prints_what_training_recorded(trained, tmp_path, script):
 def test_evaluate_refuses_other_data(trained, script, capsys, override, words):
     with pytest.raises(SystemExit):
         script("evaluate", trained[1], override)
-    assert words in " ".join(capsys.readouterr().out.split())
+    assert words in " ".join(capsys.readouterr().err.split())
 
 
 # --- Prediction ---
@@ -211,7 +211,7 @@ def test_predict_names_the_classes(trained, tmp_path, script, capsys):
     (tmp_path / "b.png").write_text("no image")
     with pytest.raises(SystemExit):
         script("predict", trained[1], tmp_path / "b.png")
-    assert "b.png can't be decoded as an image" in " ".join(capsys.readouterr().out.split())
+    assert "b.png can't be decoded as an image" in " ".join(capsys.readouterr().err.split())
 
 
 # --- Export ---
