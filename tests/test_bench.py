@@ -145,13 +145,14 @@ def test_the_table_compares_with_the_convolution(measured):
 
 
 def test_figures(measured, tmp_path):
-    draw_ratios(load_spec(ROOT / "experiments", "speed"), measured, tmp_path / "a" / "ratios")
-    draw_growth(measured, tmp_path / "a" / "growth")
+    for suffix in (".svg", ".png"):
+        draw_ratios(load_spec(ROOT / "experiments", "speed"), measured, tmp_path / "a" / f"ratios{suffix}")
+        draw_growth(measured, tmp_path / "a" / f"growth{suffix}")
     for name in ("ratios", "growth"):
         svg = (tmp_path / "a" / f"{name}.svg").read_bytes()
         assert ElementTree.fromstring(svg).tag.endswith("svg")
         assert (tmp_path / "a" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    draw_growth(measured, tmp_path / "again")
+    draw_growth(measured, tmp_path / "again.svg")
     assert (tmp_path / "again.svg").read_bytes() == svg
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import whtnet
-from whtnet.kernels import build, places
+from whtnet.kernels import build, cpu, places
 from whtnet.kernels.lazy import KernelError
 
 GXX = shutil.which("g++")
@@ -20,13 +20,16 @@ needs_compiler = pytest.mark.skipif(GXX is None, reason="no compiler")
 root_only = pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can give files away")
 not_root = pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root writes anywhere")
 
-# In place of the kernel, something with its entry point: compiles at once.
+FIELDS = " ".join([*cpu._JOB_FIELDS, "|", *cpu._SIDE_FIELDS])
+
+# In place of the kernel, something with its entry points: compiles at once.
 FAKE = """#!/bin/sh
 case "$*" in *--version*) echo fake 1.0; exit;; esac
 echo x >> {log}
 {before}
 for last; do :; done
-echo 'extern "C" int whtnet_layer() {{ return 0; }}' | {gxx} -shared -fPIC -x c++ - -o "$last"
+code='extern "C" {{ int whtnet_layer() {{ return 0; }} const char* whtnet_job_fields() {{ return "{fields}"; }} }}'
+echo "$code" | {gxx} -shared -fPIC -x c++ - -o "$last"
 """
 
 
@@ -39,7 +42,7 @@ def compiler(tmp_path):
 
         def __init__(self, before=""):
             self.path.parent.mkdir(exist_ok=True)
-            self.path.write_text(FAKE.format(log=self.log, before=before, gxx=GXX))
+            self.path.write_text(FAKE.format(log=self.log, before=before, gxx=GXX, fields=FIELDS))
             self.path.chmod(0o755)
 
         @property

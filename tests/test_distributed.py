@@ -128,8 +128,8 @@ def test_more_processes_than_images_or_than_one_named_gpu_can_serve(member):
 @pytest.mark.parametrize(
     ("rank", "error", "out", "err"),
     [
-        (0, UserError("no data"), "error: no data\n", ""),
-        (0, PeerError("gone"), "error: gone\n", ""),
+        (0, UserError("no data"), "", "error: no data\n"),
+        (0, PeerError("gone"), "", "error: gone\n"),
         (1, PeerError("gone"), "", ""),  # the other one says why
         (1, UserError("no data"), "", "error in process 1: no data\n"),
     ],

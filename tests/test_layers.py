@@ -602,7 +602,11 @@ def check_initial_values(layer):
             assert t.min() >= 0
             assert t.max() <= 0.1
             assert t.std() > 0.01
-            if getattr(module, "weight", None) is not None:
+            if isinstance(module, HTPerceptron2d):
+                assert module.weight.min() >= 0
+                assert module.weight.max() <= 1
+                assert module.weight.std() > 0.1
+            elif getattr(module, "weight", None) is not None:
                 assert (module.weight == 1).all()
     for module in layer.modules():
         if isinstance(module, nn.Conv2d):

@@ -94,5 +94,5 @@ def test_a_server_that_does_not_answer_is_no_traceback(script, monkeypatch, caps
 
 def test_without_the_library_it_says_what_to_install(script, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb_workspaces.workspaces", None)
-    with pytest.raises(script.UserError, match=r"whtnet\[workspace\]"):
+    with pytest.raises(script.UserError, match="pip install wandb-workspaces"):
         script.build_workspace("team", "project")
