@@ -194,7 +194,7 @@ def test_a_run_survives_the_loss_of_a_process_and_preemption_and_another_number_
     process.terminate()
     status, out, errors = finish(process)
     assert status != 0
-    assert out.count("the same command goes on from there") == 1
+    assert errors.count("the same command goes on from there") == 1
     assert 0 < checkpoint(broken)["part"]["steps"] <= 32
 
     whole, resumed = (run(experiment, sink=NullSink(), root=folder) for folder in (tmp_path, broken / "runs"))

@@ -165,7 +165,7 @@ def test_processes_and_jobs_stop_and_go_on_and_runs_of_a_sweep_do_not_collide(tm
     (log,) = stopped.glob("runs/multirun/.submitit/*/*_log.out")
     os.kill(job(log), signal.SIGUSR2)
     assert process.wait(300) == 0, (stopped / "output").read_text()
-    assert "the same command goes on from there" in log.read_text()
+    assert "the same command goes on from there" in log.with_suffix(".err").read_text()
     assert "Requeued job" in log.read_text()
 
     process = start("-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1", cwd=whole)

@@ -209,7 +209,7 @@ class Experiment:
     @property
     def name(self) -> str:
         """Name of the run, the same whenever the experiment is the same and its policy has the same name."""
-        policy = self.policy.name.replace("/", "-")
+        policy = self.policy.name.removesuffix(f"/{self.backbone_name}").replace("/", "-")  # paper, of paper/resnet20
         return f"{self.backbone_name}-{policy}-seed{self.seed}-{self.identity[:8]}"
 
     def folder(self, root: Path) -> Path:
