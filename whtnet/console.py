@@ -227,7 +227,8 @@ def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
             sys.stdout.flush()
             return result
         except PreemptedError as error:
-            error_console.print(str(error), style="bold")
+            if distributed.is_first():  # all processes know of it
+                error_console.print(str(error), style="bold")
             hand_on(error.signals)
             sys.exit(EXIT_STATUS)
         except UserError as error:
