@@ -89,7 +89,7 @@ def test_settings_that_are_shown_compose():
                 continue
             compose_config(words)
             composed += 1
-    assert composed >= 3
+    assert composed >= 5
 
 
 def test_figures_are_what_the_script_draws(tmp_path):
