@@ -1,4 +1,4 @@
-"""Replacement policies: rules as data (`rules`), their sites (`sites`), putting layers in (`apply`), `fitting` them."""
+"""Replacement policies: `rules` as data, their `sites`, `choosing` them, `builders` of layers, `apply`, `fitting`."""
 
 from whtnet.policy.apply import apply_policy_
 from whtnet.policy.canonical import canonical_policy, explicit_policy

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
-from whtnet.policy.apply import check_options, default_options, options_of
+from whtnet.policy.builders import check_options, default_options, options_of
 from whtnet.policy.rules import KEEP, Policy, PolicyError, Rule
 from whtnet.settings import canonical, without_defaults
 
@@ -16,8 +16,9 @@ def canonical_policy(policy: Policy) -> list[dict[str, Any]]:
     Raises:
         PolicyError: for a layer or an option that there is not.
     """
-    _check_resolved(policy)
-    return _canonical(policy, policy.rules)
+    _check(policy)
+    chosen = [(rule, without_defaults(_options(policy, rule), default_options(rule))) for rule in policy.rules]
+    return [canonical(_as_data(rule, _where(rule), options)) for rule, options in chosen]
 
 
 def explicit_policy(policy: Policy) -> dict[str, Any]:
@@ -26,24 +27,15 @@ def explicit_policy(policy: Policy) -> dict[str, Any]:
     Raises:
         PolicyError: as :func:`canonical_policy`.
     """
-    _check_resolved(policy)
-    return {"name": policy.name, "rules": _explicit(policy, policy.rules)}
+    _check(policy)
+    chosen = [(rule, {**default_options(rule), **_options(policy, rule)}) for rule in policy.rules]
+    return {"name": policy.name, "rules": [_as_data(rule, dict(rule.where), options) for rule, options in chosen]}
 
 
-def _check_resolved(policy: Policy) -> None:
+def _check(policy: Policy) -> None:
     if policy.architectures:
         raise PolicyError(f"policy {policy.name!r} depends on the model: ask its for_model first")
-
-
-def _canonical(policy: Policy, rules: Sequence[Rule]) -> list[dict[str, Any]]:
-    check_options(policy, tuple(rules))
-    chosen = [without_defaults(_options(policy, rule), default_options(rule)) for rule in rules]
-    return [canonical(_as_data(rule, _where(rule), options)) for rule, options in zip(rules, chosen, strict=True)]
-
-
-def _explicit(policy: Policy, rules: Sequence[Rule]) -> list[dict[str, Any]]:
-    check_options(policy, tuple(rules))
-    return [_as_data(rule, dict(rule.where), {**default_options(rule), **_options(policy, rule)}) for rule in rules]
+    check_options(policy)
 
 
 def _as_data(rule: Rule, where: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,214 @@
+"""Build the layer that a rule puts at a site, after checking that it can stand there."""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from whtnet.extensions import call_extension, is_extension
+from whtnet.layers import BWHT1d, FWHT2d, HTPerceptron2d, NormedFWHT2d, PreGAPFWHT2d, PreNormFWHT2d
+from whtnet.policy.rules import KEEP, Policy, PolicyError, Rule
+from whtnet.policy.sites import Site
+
+# Block sizes that depend on the site, by the word for them in a policy.
+BLOCK_SIZES: dict[Any, Callable[[int, int], int]] = {
+    "in_channels": lambda c_in, c_out: c_in,
+    "common": lambda c_in, c_out: math.gcd(c_in, c_out) & -math.gcd(c_in, c_out),  # largest power of two in both
+}
+
+
+def _build_bwht1d(site: Site, options: dict[str, Any]) -> nn.Module:
+    conv = site.module
+    c_in, c_out = site.input_shape[0], site.output_shape[0]
+    if (word := options.get("block_size")) in BLOCK_SIZES:
+        options = options | {"block_size": BLOCK_SIZES[word](c_in, c_out)}
+    if isinstance(conv, nn.Linear):
+        return BWHT1d(c_in, c_out, channel_dim=-1, **options)
+    _require(conv.groups == 1, site, f"groups={conv.groups}; only a dense 1×1 convolution qualifies")
+    _require(conv.stride[0] == conv.stride[1], site, f"stride={conv.stride}; it must be the same in both dimensions")
+    _require(
+        conv.padding in ((0, 0), "valid", "same", 0), site, f"padding={conv.padding}; a 1×1 convolution needs none"
+    )
+    return BWHT1d(c_in, c_out, stride=conv.stride[0], **options)
+
+
+def _check_spatial(site: Site) -> None:
+    if len(site.maps) > 1:
+        sizes = ", ".join("×".join(map(str, into[-2:])) for into, _ in sorted(site.maps))
+        _require(False, site, f"a map whose size varies ({sizes}); a 2-D layer is bound to one")
+    if isinstance(site.module, nn.Conv2d):
+        conv = site.module
+        _require(
+            conv.stride == (1, 1), site, f"stride={conv.stride}; only stride 1 qualifies, add where: {{stride: 1}}"
+        )
+        _require(
+            conv.groups in (1, conv.in_channels), site, f"groups={conv.groups}; only dense or depthwise ones qualify"
+        )
+    same_map = site.input_shape[1:] == site.output_shape[1:]
+    _require(
+        same_map, site, f"maps of {site.input_shape[1:]} in and {site.output_shape[1:]} out; they must be the same"
+    )
+
+
+def _check_channels(site: Site) -> None:
+    c_in, c_out = site.input_shape[0], site.output_shape[0]
+    _require(c_in == c_out, site, f"{c_in} channels in and {c_out} out; the layer keeps the number of channels")
+
+
+def _build_fwht2d(site: Site, options: dict[str, Any]) -> nn.Module:
+    _check_spatial(site)
+    _check_channels(site)
+    return FWHT2d(site.input_shape[1:], **options)
+
+
+def _build_pre_norm(site: Site, options: dict[str, Any]) -> nn.Module:
+    _check_spatial(site)
+    _check_channels(site)
+    return PreNormFWHT2d(site.input_shape[0], site.input_shape[1:], **options)
+
+
+def _build_ht_perceptron(site: Site, options: dict[str, Any]) -> nn.Module:
+    _check_spatial(site)
+    conv = site.module
+    _require(conv.groups == 1, site, f"groups={conv.groups}; only a dense convolution qualifies")
+    return HTPerceptron2d(conv.in_channels, conv.out_channels, site.input_shape[1:], **options)
+
+
+def _build_identity(site: Site, options: dict[str, Any]) -> nn.Module:
+    _check_spatial(site)
+    _check_channels(site)
+    return nn.Identity()
+
+
+def _build_depthwise(site: Site, options: dict[str, Any]) -> nn.Module:
+    _check_spatial(site)
+    _check_channels(site)
+    channels, bias = site.input_shape[0], site.module.bias is not None
+    return nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=bias, **options)
+
+
+def _build_pre_gap(site: Site, options: dict[str, Any]) -> nn.Module:
+    _check_spatial(site)
+    return PreGAPFWHT2d(site.input_shape[0], site.input_shape[1:], **options)
+
+
+@dataclass(frozen=True)
+class _Builder:
+    kinds: tuple[str, ...]
+    build: Callable[[Site, dict[str, Any]], nn.Module]
+    options: Mapping[str, Any]  # with their defaults
+
+
+def _options_of(*classes: type[nn.Module]) -> dict[str, Any]:
+    # Keyword-only arguments are a layer's options; what comes from the site is positional or excluded here.
+    parameters = (p for cls in reversed(classes) for p in inspect.signature(cls).parameters.values())
+    options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    return {name: options[name] for name in options if name not in ("stride", "channel_dim", "device", "dtype")}
+
+
+BUILDERS = {
+    "BWHT1d": _Builder(("conv1x1",), _build_bwht1d, _options_of(BWHT1d)),
+    "FWHT2d": _Builder(("conv3x3", "depthwise3x3", "squeeze_excite"), _build_fwht2d, _options_of(FWHT2d)),
+    "HTPerceptron2d": _Builder(("conv3x3",), _build_ht_perceptron, _options_of(HTPerceptron2d)),
+    # The controls: what would happen without the layer?
+    "Identity": _Builder(("conv3x3", "depthwise3x3", "squeeze_excite"), _build_identity, {}),
+    "DepthwiseConv2d": _Builder(("conv3x3",), _build_depthwise, {}),
+    "PreGAPFWHT2d": _Builder(("before_gap",), _build_pre_gap, _options_of(NormedFWHT2d, FWHT2d)),
+    "PreNormFWHT2d": _Builder(("conv3x3", "depthwise3x3"), _build_pre_norm, _options_of(NormedFWHT2d, FWHT2d)),
+}
+
+
+def check_options(policy: Policy) -> None:
+    """Look up the layers of a policy's rules and their options.
+
+    Raises:
+        PolicyError: naming the rule whose layer can't stand there or lacks an option.
+    """
+    known: set[str] = set()
+    for i, rule in enumerate(policy.rules, 1):
+        origin = f"policy {policy.name!r}, rule {i} ({rule})"
+        if rule.replace == KEEP:
+            continue
+        if is_extension(rule.replace):  # its options are known to its code alone, which may not be trusted
+            continue
+        builder = BUILDERS.get(rule.replace)
+        if builder is None or rule.match not in builder.kinds:
+            suitable = [name for name, b in BUILDERS.items() if rule.match in b.kinds]
+            raise PolicyError(
+                f"{origin}: {rule.match} can be replaced by {', '.join([*suitable, KEEP])}, or my_package:Layer"
+            )
+        for option in rule.options:
+            if option not in builder.options:
+                raise PolicyError(
+                    f"{origin}: {rule.replace} has no option {option!r}; it has {', '.join(sorted(builder.options))}"
+                )
+        known |= set(builder.options)
+    for option in policy.options if known else ():
+        if option not in known:
+            raise PolicyError(
+                f"policy {policy.name!r}: none of its layers has an option {option!r}; "
+                f"they have {', '.join(sorted(known))}"
+            )
+
+
+def options_of(rule: Rule, policy: Policy) -> dict[str, Any]:
+    """The keywords that a rule gives its layer: the policy's, as far as the layer has them, and its own."""
+    known = default_options(rule)
+    shared = {**rule.shared, **policy.options}
+    return {**{name: value for name, value in shared.items() if name in known}, **rule.options}
+
+
+def default_options(rule: Rule) -> dict[str, Any]:
+    """The keywords of a rule's layer with their defaults; none are known of a layer of one's own."""
+    return {} if rule.replace == KEEP or is_extension(rule.replace) else dict(BUILDERS[rule.replace].options)
+
+
+def build_layer(model: nn.Module, site: Site, rule: Rule, policy: Policy) -> nn.Module:
+    """What ``rule`` of ``policy`` puts at ``site`` of ``model``, in the dtype and on the device of what is there.
+
+    Raises:
+        PolicyError: naming the site, if the layer can't stand there.
+    """
+    like = next(site.module.parameters(), None)
+    like = next(model.parameters()) if like is None else like
+    options = options_of(rule, policy)
+    try:
+        if is_extension(rule.replace):
+            return _build_extension(site, rule.replace, options, like).train(site.module.training)
+        layer = BUILDERS[rule.replace].build(site, {**options, "device": like.device, "dtype": like.dtype})
+    except (TypeError, ValueError) as error:
+        if isinstance(error, PolicyError):
+            raise
+        raise PolicyError(f"{site.name} ({rule}): {error}") from error
+    return layer.train(site.module.training)
+
+
+def _build_extension(site: Site, name: str, options: dict[str, Any], like: Tensor) -> nn.Module:
+    _require(len(site.maps) == 1, site, "a map whose size varies; a layer of one's own is made for one")
+    _require(not isinstance(site.module, nn.Linear), site, "its channels last; a layer of one's own has them first")
+    output_shape = site.input_shape if site.kind == "before_gap" else site.output_shape
+    layer = call_extension(name, site.input_shape, output_shape, **options)
+    if not isinstance(layer, nn.Module):
+        raise PolicyError(f"{name} must be a torch.nn.Module, not {type(layer).__name__}")
+    layer.to(like.device, like.dtype)
+    image = torch.zeros(1, *site.input_shape, device=like.device, dtype=like.dtype)
+    try:
+        with torch.no_grad():
+            found = tuple(layer.eval()(image).shape[1:])
+    except RuntimeError as error:
+        raise PolicyError(f"{site.name}: {name} fails on an input of {site.input_shape}: {error}") from error
+    if found != tuple(output_shape):
+        raise PolicyError(f"{site.name}: {name} makes {found} of {site.input_shape}, but it must be {output_shape}")
+    return layer
+
+
+def _require(condition: bool, site: Site, problem: str) -> None:
+    if not condition:
+        raise PolicyError(
+            f"{site.name} ({site.kind}) can't be replaced: it has {problem}; narrow the rule's where, "
+            "or put a rule with `replace: keep` before it"
+        )
