@@ -5,6 +5,8 @@ import os
 
 import torch
 
+from whtnet.kernels import Options, reference
+
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 _BF16_ULP = 1 if os.environ.get("TRITON_INTERPRET") == "1" else 0.51  # Triton's interpreter does not round, it cuts off
@@ -37,6 +39,16 @@ def check(fast, slow, x, parameters):
             rtol=(_BF16_ULP if a.dtype == BF16 else 0.51) * eps if low else 0,
             atol=(1e-5 if low else 60 * eps) * max(scale, 1),
         )
+
+
+def reference_fwht2d(x, threshold, weight=None, **options):
+    """``functional.fwht2d`` in plain PyTorch."""
+    return reference.fwht2d(x, threshold, weight, Options(**options))
+
+
+def reference_bwht1d(x, threshold, out_channels, weight=None, *, stride=1, **options):
+    """``functional.bwht1d`` in plain PyTorch."""
+    return reference.bwht1d(x, threshold, weight, out_channels, stride, Options(**options))
 
 
 def weighted(layer, **flags):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from whtnet.kernels import gpu
+from whtnet.kernels import Options, gpu
 
 pytest.importorskip("triton")
 HERE = Path(__file__).parent
@@ -34,7 +34,7 @@ def compile_for(capability, name, job, dtype, **constants):
     from whtnet.kernels import gpu_kernel
 
     kernel = getattr(gpu_kernel, name)
-    values = job.arguments("smooth", False, False, "ortho") | constants
+    values = job.arguments(Options()) | constants
     warps = values.pop("num_warps")
     fixed = {p.name for p in kernel.params if p.is_constexpr}
     signature, constant, attributes = {}, {}, {}

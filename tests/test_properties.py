@@ -6,6 +6,7 @@ import copy
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layer_checks import reference_bwht1d, reference_fwht2d
 
 from whtnet import BWHT1d, FWHT2d, Policy, apply_policy_, fwht
 from whtnet.backbones import CifarResNet
@@ -13,7 +14,6 @@ from whtnet.engine import TrainConfig
 from whtnet.engine.optimisation import learning_rate, make_optimizer, make_schedule
 from whtnet.finetune import FineTuneConfig
 from whtnet.functional import NORMS
-from whtnet.kernels import reference
 from whtnet.policy import PolicyError
 from whtnet.policy.rules import SITE_KINDS
 from whtnet.settings import ConfigError
@@ -71,7 +71,7 @@ def test_a_1d_layer_of_any_shape_agrees_with_the_reference(c_in, c_out, block, s
     for memory_format in (torch.contiguous_format, torch.channels_last):
         y = layer(x.contiguous(memory_format=memory_format))
         assert y.shape == (n, c_out, -(-h // stride), -(-w // stride))
-        torch.testing.assert_close(y, reference.bwht1d(x, layer.threshold, c_out, stride=stride, **options_of(layer)))
+        torch.testing.assert_close(y, reference_bwht1d(x, layer.threshold, c_out, stride=stride, **options_of(layer)))
 
 
 @QUICK
@@ -82,7 +82,7 @@ def test_a_2d_layer_of_any_shape_agrees_with_the_reference(size, n, c, weight, o
     x = torch.randn(n, c, *size, dtype=torch.float64)
     y = layer(x)
     assert y.shape == x.shape
-    torch.testing.assert_close(y, reference.fwht2d(x, layer.threshold, layer.weight, **options_of(layer)))
+    torch.testing.assert_close(y, reference_fwht2d(x, layer.threshold, layer.weight, **options_of(layer)))
 
 
 # --- Whatever is in a configuration, the outcome is a value or an error that a user can read ---

@@ -6,13 +6,12 @@ one for the input. Everything is computed in at least float32 (the input may be 
 dtype. Inputs in channels_last come back in channels_last, without a copy on the way.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from whtnet import kernels
 from whtnet.kernels import reference
+from whtnet.kernels.options import Options
 from whtnet.kernels.reference import (
     NORMS,
     apply_threshold,
@@ -23,6 +22,7 @@ from whtnet.kernels.reference import (
 
 __all__ = [
     "NORMS",
+    "Options",
     "apply_threshold",
     "bwht1d",
     "bwht1d_coefficients",
@@ -73,24 +73,17 @@ def bwht1d(
     Returns:
         ``(N, C_out, *ceil(spatial / stride))``, in the dtype and memory format of ``x``.
     """
-    options = {"kind": kind, "clamp": clamp, "keep_dc": keep_dc, "norm": norm}
-    if threshold.dim() == 1:
-        return _shared_bwht1d(x, threshold, out_channels, weight, stride, options)
-    layer = reference.bwht1d if kernels.backend_for(x, threshold, weight) == "reference" else kernels.bwht1d
-    return layer(x, threshold, out_channels, weight, **options, stride=stride)
+    layer = _shared_bwht1d if threshold.dim() == 1 else kernels.bwht1d
+    return layer(x, threshold, weight, out_channels, stride, Options(kind, clamp, keep_dc, norm))
 
 
 def bwht1d_coefficients(
     x: Tensor,
     threshold: Tensor,
     out_channels: int,
-    weight: Tensor | None = None,
-    *,
-    kind: str,
-    clamp: bool,
-    keep_dc: bool,
-    norm: str,
-    stride: int = 1,
+    weight: Tensor | None,
+    stride: int,
+    options: Options,
 ) -> Tensor:
     """The thresholded coefficients of :func:`bwht1d`, in float32 or more.
 
@@ -100,13 +93,12 @@ def bwht1d_coefficients(
     """
     if threshold.dim() == 1:
         x, stride = _windows(_subsampled(x, stride), len(threshold), out_channels), 1
-        threshold, out_channels, weight = _for_every_block(x, threshold, weight)
-    options = {"kind": kind, "clamp": clamp, "keep_dc": keep_dc, "norm": norm, "stride": stride}
-    return reference.bwht1d_coefficients(x, threshold, out_channels, weight, **options)
+        threshold, weight, out_channels = _for_every_block(x, threshold, weight)
+    return reference.bwht1d_coefficients(x, threshold, weight, out_channels, stride, options)
 
 
 def _shared_bwht1d(
-    x: Tensor, threshold: Tensor, out_channels: int, weight: Tensor | None, stride: int, options: dict[str, Any]
+    x: Tensor, threshold: Tensor, weight: Tensor | None, out_channels: int, stride: int, options: Options
 ) -> Tensor:
     block, expands = len(threshold), x.shape[1] < out_channels
     if expands and x.shape[1] > block:
@@ -114,7 +106,7 @@ def _shared_bwht1d(
     group = max(1, x.shape[1] // out_channels)
     # Means of low-precision numbers are taken in float32, so that a result is rounded once.
     wide = x.to(torch.promote_types(x.dtype, torch.float32)) if group > 1 else x
-    y = bwht1d(wide, *_for_every_block(x, threshold, weight), stride=stride, **options)
+    y = kernels.bwht1d(wide, *_for_every_block(x, threshold, weight), stride, options)
     if expands:
         return y if y.shape[1] == out_channels else torch.cat([y] * (out_channels // block), 1)
     if group > 1:
@@ -131,9 +123,9 @@ def _group_means(x: Tensor, size: int) -> Tensor:
     return x.permute(0, 3, 1, 2) if channels_last else x
 
 
-def _for_every_block(x: Tensor, threshold: Tensor, weight: Tensor | None) -> tuple[Tensor, int, Tensor | None]:
+def _for_every_block(x: Tensor, threshold: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor | None, int]:
     shape = x.shape[1] // len(threshold), len(threshold)
-    return threshold.expand(shape), x.shape[1], None if weight is None else weight.expand(shape)
+    return threshold.expand(shape), None if weight is None else weight.expand(shape), x.shape[1]
 
 
 def _windows(x: Tensor, block: int, out_channels: int) -> Tensor:
@@ -173,8 +165,7 @@ def fwht2d(
     Returns:
         Tensor of the shape, dtype and memory format of ``x``.
     """
-    layer = reference.fwht2d if kernels.backend_for(x, threshold, weight) == "reference" else kernels.fwht2d
-    return layer(x, threshold, weight, kind=kind, clamp=clamp, keep_dc=keep_dc, norm=norm)
+    return kernels.fwht2d(x, threshold, weight, Options(kind, clamp, keep_dc, norm))
 
 
 def channel_interleave(x: Tensor, block: int) -> Tensor:

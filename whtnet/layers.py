@@ -15,7 +15,7 @@ import torch.fx
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from whtnet import functional
+from whtnet import functional, kernels
 from whtnet.thresholds import THRESHOLDS
 from whtnet.transforms import is_power_of_two, next_power_of_two, released_order
 
@@ -77,12 +77,8 @@ class SpectralLayer(nn.Module):
         self.threshold.copy_((ramp / (10 * points)).expand_as(self.threshold))
 
     @property
-    def _thresholding(self) -> dict[str, Any]:
-        return {"kind": self.threshold_kind, "clamp": self.clamp, "keep_dc": self.keep_dc}
-
-    @property
-    def _options(self) -> dict[str, Any]:
-        return self._thresholding | {"norm": self.norm}
+    def _options(self) -> functional.Options:
+        return functional.Options(self.threshold_kind, self.clamp, self.keep_dc, self.norm)
 
     def extra_repr(self) -> str:
         """Settings that differ from the defaults, after those of the subclass."""
@@ -199,7 +195,8 @@ class BWHT1d(SpectralLayer):
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C_in, *spatial)`` → ``(N, C_out, *ceil(spatial / stride))``."""
         x = self._channels_first(x)
-        y = functional.bwht1d(x, self.threshold, self.out_channels, self.weight, stride=self.stride, **self._options)
+        options = self._options._asdict()
+        y = functional.bwht1d(x, self.threshold, self.out_channels, self.weight, stride=self.stride, **options)
         if self.interleave:
             y = functional.channel_interleave(y, self.block_size)
         return y.movedim(1, -1) if self.channel_dim == -1 else y
@@ -208,7 +205,7 @@ class BWHT1d(SpectralLayer):
         """See :func:`whtnet.functional.bwht1d_coefficients` for the shape."""
         x = self._channels_first(x)
         return functional.bwht1d_coefficients(
-            x, self.threshold, self.out_channels, self.weight, stride=self.stride, **self._options
+            x, self.threshold, self.out_channels, self.weight, self.stride, self._options
         )
 
     def _channels_first(self, x: Tensor) -> Tensor:
@@ -319,15 +316,15 @@ class FWHT2d(SpectralLayer):
         _check_map(self, x)
         if self.stride > 1:  # low-precision means are taken in float32, so that a result is rounded once
             wide = x.to(torch.promote_types(x.dtype, torch.float32))
-            y = functional.fwht2d(wide, self.threshold, self.weight, **self._options)
+            y = kernels.fwht2d(wide, self.threshold, self.weight, self._options)
             return _average_pool(y, self.stride).to(x.dtype)
-        y = functional.fwht2d(x, self.threshold, self.weight, **self._options)
+        y = kernels.fwht2d(x, self.threshold, self.weight, self._options)
         return x + y if self.residual else y
 
     def coefficients(self, x: Tensor) -> Tensor:
         """``(..., C, H, W)`` → ``(..., C, h, w)``, H and W rounded up to powers of two."""
         _check_map(self, x)
-        return functional.fwht2d_coefficients(x, self.threshold, self.weight, **self._options)
+        return functional.fwht2d_coefficients(x, self.threshold, self.weight, self._options)
 
     def wht_additions(self, input_shape: tuple[int, ...]) -> int:
         """Additions of the transforms of all maps, forward and inverse."""
@@ -433,7 +430,7 @@ class HTPerceptron2d(SpectralLayer):
             raise ValueError(f"HTPerceptron2d takes (N, {self.in_channels}, H, W), got shape {tuple(x.shape)}")
         spectrum = functional.fwht_maps(x, self.threshold.shape[1:], self.norm)
         for conv, v, t in zip(self.convs, self.weight, self.threshold, strict=True):
-            yield functional.apply_threshold(_conv1x1(conv, spectrum * v), t, **self._thresholding)
+            yield functional.apply_threshold(_conv1x1(conv, spectrum * v), t, self._options)
 
     def wht_additions(self, input_shape: tuple[int, ...]) -> int:
         """Additions of the transforms of all maps in and out, and of the sums over paths."""

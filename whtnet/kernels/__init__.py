@@ -22,9 +22,11 @@ import torch
 from torch import Tensor
 
 from whtnet.errors import UserError
-from whtnet.kernels.operators import DEVICE_BACKENDS, bwht1d, fwht2d
+from whtnet.kernels import operators, reference
+from whtnet.kernels.operators import DEVICE_BACKENDS
+from whtnet.kernels.options import Options
 
-__all__ = ["BACKENDS", "BackendError", "backend_for", "bwht1d", "fwht2d", "get_backend", "set_backend"]
+__all__ = ["BACKENDS", "BackendError", "Options", "backend_for", "bwht1d", "fwht2d", "get_backend", "set_backend"]
 
 BACKENDS = ("auto", "reference", "cpu", "gpu")
 
@@ -82,6 +84,20 @@ def backend_for(x: Tensor, *parameters: Tensor | None) -> str:
     if choice not in ("auto", name) or not module.supports(x, parameters):
         return "reference"
     return name if choice == name or module.available() else "reference"
+
+
+def fwht2d(x: Tensor, threshold: Tensor, weight: Tensor | None, options: Options) -> Tensor:
+    """:func:`whtnet.functional.fwht2d` by the backend for these tensors."""
+    layer = reference.fwht2d if backend_for(x, threshold, weight) == "reference" else operators.fwht2d
+    return layer(x, threshold, weight, options)
+
+
+def bwht1d(
+    x: Tensor, threshold: Tensor, weight: Tensor | None, out_channels: int, stride: int, options: Options
+) -> Tensor:
+    """:func:`whtnet.functional.bwht1d` by the backend for these tensors; thresholds are those of every block."""
+    layer = reference.bwht1d if backend_for(x, threshold, weight) == "reference" else operators.bwht1d
+    return layer(x, threshold, weight, out_channels, stride, options)
 
 
 def _is_plain(x: Tensor) -> bool:

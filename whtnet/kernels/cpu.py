@@ -15,6 +15,7 @@ from torch import Tensor
 
 from whtnet.kernels.build import load_library
 from whtnet.kernels.lazy import KernelError, LazyKernel
+from whtnet.kernels.options import Options
 from whtnet.kernels.shapes import as_stored, empty_gradient, empty_like_input, empty_pixels, takes
 
 # Of `Job` and `Side` in csrc/layer.h; the library's names are compared with these when it is loaded.
@@ -75,69 +76,48 @@ def _openmp() -> tuple[int | None, int | None]:
 # -- operators --------------------------------------------------------------------------------------------------------
 
 
-def fwht2d(
-    x: Tensor, threshold: Tensor, weight: Tensor | None, kind: str, clamp: bool, keep_dc: bool, norm: str
-) -> Tensor:
+def fwht2d(x: Tensor, threshold: Tensor, weight: Tensor | None, options: Options) -> Tensor:
     """``whtnet::fwht2d``; see :func:`whtnet.functional.fwht2d`."""
     x, layout = as_stored(x)
     y = empty_like_input(x)
-    job = _job_2d(x.dtype, x.shape, layout, tuple(threshold.shape), kind, clamp, keep_dc, norm)
+    job = _job_2d(x.dtype, x.shape, layout, tuple(threshold.shape), options)
     _run(job, x, None, threshold, weight, y, None, None)
     return y
 
 
 def fwht2d_backward(
-    grad: Tensor,
-    x: Tensor,
-    threshold: Tensor,
-    weight: Tensor | None,
-    kind: str,
-    clamp: bool,
-    keep_dc: bool,
-    norm: str,
-    input_gradient: bool,
+    grad: Tensor, input_gradient: bool, x: Tensor, threshold: Tensor, weight: Tensor | None, options: Options
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``whtnet::fwht2d_backward``: gradients of the input (empty unless asked for), thresholds and weights."""
     x, layout = as_stored(x)
     gx = empty_gradient(x, input_gradient)
     gt = torch.zeros_like(threshold, memory_format=torch.contiguous_format)
     gv = gt.new_zeros(gt.shape if weight is not None else 0)
-    job = _job_2d(x.dtype, x.shape, layout, tuple(threshold.shape), kind, clamp, keep_dc, norm)
+    job = _job_2d(x.dtype, x.shape, layout, tuple(threshold.shape), options)
     _run(job, x, _like(grad, layout), threshold, weight, gx, gt, gv)
     return gx, gt, gv
 
 
 def bwht1d(
-    x: Tensor,
-    threshold: Tensor,
-    weight: Tensor | None,
-    out_channels: int,
-    kind: str,
-    clamp: bool,
-    keep_dc: bool,
-    norm: str,
-    stride: int,
+    x: Tensor, threshold: Tensor, weight: Tensor | None, out_channels: int, stride: int, options: Options
 ) -> Tensor:
     """``whtnet::bwht1d``; see :func:`whtnet.functional.bwht1d`."""
     x, layout = as_stored(x)
     y = empty_pixels(x, out_channels, stride)
-    job = _job_1d(x.dtype, x.shape, layout, threshold.shape[1], out_channels, kind, clamp, keep_dc, norm, stride)
+    job = _job_1d(x.dtype, x.shape, layout, threshold.shape[1], out_channels, stride, options)
     _run(job, x, None, threshold, weight, y, None, None)
     return y
 
 
 def bwht1d_backward(
     grad: Tensor,
+    input_gradient: bool,
     x: Tensor,
     threshold: Tensor,
     weight: Tensor | None,
     out_channels: int,
-    kind: str,
-    clamp: bool,
-    keep_dc: bool,
-    norm: str,
     stride: int,
-    input_gradient: bool,
+    options: Options,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``whtnet::bwht1d_backward``: gradients of the input (empty unless asked for), thresholds and weights."""
     x, layout = as_stored(x)
@@ -146,7 +126,7 @@ def bwht1d_backward(
         gx.zero_()
     gt = torch.zeros_like(threshold, memory_format=torch.contiguous_format)
     gv = gt.new_zeros(gt.shape if weight is not None else 0)
-    job = _job_1d(x.dtype, x.shape, layout, threshold.shape[1], out_channels, kind, clamp, keep_dc, norm, stride)
+    job = _job_1d(x.dtype, x.shape, layout, threshold.shape[1], out_channels, stride, options)
     _run(job, x, _like(grad, layout), threshold, weight, gx, gt, gv)
     return gx, gt, gv
 
@@ -202,10 +182,7 @@ def _job_2d(
     shape: torch.Size,
     layout: torch.memory_format,
     padded: tuple[int, int],
-    kind: str,
-    clamp: bool,
-    keep_dc: bool,
-    norm: str,
+    options: Options,
 ) -> _Job:
     *leading, height, width = shape
     maps = math.prod(leading)
@@ -217,7 +194,7 @@ def _job_2d(
         side = _Side(n=height * width, point=1, row=width, H=height, W=width)
         grid = {"layout": _POINTS, "images": 1, "lanes": maps, "lanes_i": 1, "lanes_j": 1}
     blocks = {"log2_block": _log2(math.prod(padded)), "blocks_in": 1, "blocks_out": 1, "width": padded[1]}
-    return _Job(**_options(dtype, kind, clamp, keep_dc, norm), **grid, **blocks, side_in=side, side_out=side)
+    return _Job(**_flags(dtype, options), **grid, **blocks, side_in=side, side_out=side)
 
 
 @functools.lru_cache(maxsize=512)
@@ -227,11 +204,8 @@ def _job_1d(
     layout: torch.memory_format,
     block: int,
     out_channels: int,
-    kind: str,
-    clamp: bool,
-    keep_dc: bool,
-    norm: str,
     stride: int,
+    options: Options,
 ) -> _Job:
     n, channels, *spatial = shape
     if stride == 1 or len(spatial) < 2:
@@ -251,7 +225,7 @@ def _job_1d(
     grid = {"layout": _POINTS if by_points else _LANES, "images": images, "lanes": lanes, "lanes_i": h, "lanes_j": w}
     blocks = {"blocks_in": counts[0], "blocks_out": counts[1], "width": max(counts) * block}
     return _Job(
-        **_options(dtype, kind, clamp, keep_dc, norm),
+        **_flags(dtype, options),
         **grid,
         **blocks,
         log2_block=_log2(block),
@@ -260,9 +234,15 @@ def _job_1d(
     )
 
 
-def _options(dtype: torch.dtype, kind: str, clamp: bool, keep_dc: bool, norm: str) -> dict[str, int]:
-    flags = {"smooth": kind == "smooth", "keep_dc": keep_dc, "clamp": clamp, "ortho": norm == "ortho"}
-    return {"dtype": _DTYPES[dtype], **flags}
+def _flags(dtype: torch.dtype, options: Options) -> dict[str, int]:
+    smooth, ortho = options.kind == "smooth", options.norm == "ortho"
+    return {
+        "dtype": _DTYPES[dtype],
+        "smooth": smooth,
+        "keep_dc": options.keep_dc,
+        "clamp": options.clamp,
+        "ortho": ortho,
+    }
 
 
 def _log2(n: int) -> int:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from whtnet.kernels.lazy import KernelError, LazyKernel
+from whtnet.kernels.options import Options
 from whtnet.kernels.shapes import as_stored, empty_gradient, empty_like_input, empty_pixels, takes
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -58,66 +59,45 @@ _kernels = LazyKernel("gpu", _load)
 # -- operators --------------------------------------------------------------------------------------------------------
 
 
-def fwht2d(
-    x: Tensor, threshold: Tensor, weight: Tensor | None, kind: str, clamp: bool, keep_dc: bool, norm: str
-) -> Tensor:
+def fwht2d(x: Tensor, threshold: Tensor, weight: Tensor | None, options: Options) -> Tensor:
     """``whtnet::fwht2d``; see :func:`whtnet.functional.fwht2d`."""
     x, layout = as_stored(x)
     y = empty_like_input(x)
-    _forward(_job_2d(x.shape, layout, tuple(threshold.shape)), x, threshold, weight, y, (kind, clamp, keep_dc, norm))
+    _forward(_job_2d(x.shape, layout, tuple(threshold.shape)), x, threshold, weight, y, options)
     return y
 
 
 def fwht2d_backward(
-    grad: Tensor,
-    x: Tensor,
-    threshold: Tensor,
-    weight: Tensor | None,
-    kind: str,
-    clamp: bool,
-    keep_dc: bool,
-    norm: str,
-    input_gradient: bool,
+    grad: Tensor, input_gradient: bool, x: Tensor, threshold: Tensor, weight: Tensor | None, options: Options
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``whtnet::fwht2d_backward``: gradients of the input (empty unless asked for), thresholds and weights."""
     x, layout = as_stored(x)
     gx = empty_gradient(x, input_gradient)
     grad = grad.contiguous(memory_format=layout)
     job = _job_2d(x.shape, layout, tuple(threshold.shape))
-    return gx, *_backward(job, grad, x, threshold, weight, gx, (kind, clamp, keep_dc, norm))
+    return gx, *_backward(job, grad, x, threshold, weight, gx, options)
 
 
 def bwht1d(
-    x: Tensor,
-    threshold: Tensor,
-    weight: Tensor | None,
-    out_channels: int,
-    kind: str,
-    clamp: bool,
-    keep_dc: bool,
-    norm: str,
-    stride: int,
+    x: Tensor, threshold: Tensor, weight: Tensor | None, out_channels: int, stride: int, options: Options
 ) -> Tensor:
     """``whtnet::bwht1d``; see :func:`whtnet.functional.bwht1d`."""
     x, layout = as_stored(x)
     y = empty_pixels(x, out_channels, stride)
     job = _job_1d(x.shape, layout, threshold.shape[1], out_channels, stride)
-    _forward(job, x, threshold, weight, y, (kind, clamp, keep_dc, norm))
+    _forward(job, x, threshold, weight, y, options)
     return y
 
 
 def bwht1d_backward(
     grad: Tensor,
+    input_gradient: bool,
     x: Tensor,
     threshold: Tensor,
     weight: Tensor | None,
     out_channels: int,
-    kind: str,
-    clamp: bool,
-    keep_dc: bool,
-    norm: str,
     stride: int,
-    input_gradient: bool,
+    options: Options,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``whtnet::bwht1d_backward``: gradients of the input (empty unless asked for), thresholds and weights."""
     x, layout = as_stored(x)
@@ -126,7 +106,7 @@ def bwht1d_backward(
         gx.zero_()
     grad = grad.contiguous(memory_format=layout)
     job = _job_1d(x.shape, layout, threshold.shape[1], out_channels, stride)
-    return gx, *_backward(job, grad, x, threshold, weight, gx, (kind, clamp, keep_dc, norm))
+    return gx, *_backward(job, grad, x, threshold, weight, gx, options)
 
 
 # -- the job: where everything lies (see `_locate` and `_points` in gpu_kernel.py) ------------------------------------
@@ -182,7 +162,7 @@ class _Job:
     def tiles(self) -> int:
         return self.groups * self.tiles_per_group
 
-    def arguments(self, kind: str, clamp: bool, keep_dc: bool, norm: str) -> dict:
+    def arguments(self, options: Options) -> dict:
         return {
             "tiles": self.tiles,
             "tiles_per_group": self.tiles_per_group,
@@ -191,15 +171,15 @@ class _Job:
             "side_out": self.side_out.arguments(),
             "blocks": self.blocks,
             "narrow": self.narrow,
-            "forth": self.points**-0.5 if norm == "ortho" else 1.0,
-            "back": self.points**-0.5 if norm == "ortho" else 1 / self.points,
+            "forth": self.points**-0.5 if options.norm == "ortho" else 1.0,
+            "back": self.points**-0.5 if options.norm == "ortho" else 1 / self.points,
             "P": self.points,
             "LOG2_P": self.points.bit_length() - 1,
             "WIDTH": self.width,
             "ITEMS": self.tile_items,
-            "SMOOTH": kind == "smooth",
-            "KEEP_DC": keep_dc,
-            "CLAMP": clamp,
+            "SMOOTH": options.kind == "smooth",
+            "KEEP_DC": options.keep_dc,
+            "CLAMP": options.clamp,
             "EXPAND": self.blocks_in < self.blocks_out,
             "num_warps": min(16, max(1, self.tile_items * self.points // _TILE)),
         }
@@ -248,19 +228,19 @@ def _job_1d(shape: torch.Size, layout: torch.memory_format, block: int, out_chan
 # -- launches ---------------------------------------------------------------------------------------------------------
 
 
-def _forward(job: _Job, x: Tensor, threshold: Tensor, weight: Tensor | None, y: Tensor, options: tuple) -> None:
+def _forward(job: _Job, x: Tensor, threshold: Tensor, weight: Tensor | None, y: Tensor, options: Options) -> None:
     if x.numel() == 0:
         return
     threshold, weight = threshold.contiguous(), None if weight is None else weight.contiguous()
     v = threshold if weight is None else weight
     with _on(x):
         _kernels.get().forward[(job.tiles * job.narrow,)](
-            x, y, threshold, v, HAS_V=weight is not None, **job.arguments(*options)
+            x, y, threshold, v, HAS_V=weight is not None, **job.arguments(options)
         )
 
 
 def _backward(
-    job: _Job, grad: Tensor, x: Tensor, threshold: Tensor, weight: Tensor | None, gx: Tensor, options: tuple
+    job: _Job, grad: Tensor, x: Tensor, threshold: Tensor, weight: Tensor | None, gx: Tensor, options: Options
 ) -> tuple[Tensor, Tensor]:
     gt = torch.zeros_like(threshold, memory_format=torch.contiguous_format)
     gv = gt.new_zeros(gt.shape if weight is not None else 0)
@@ -286,12 +266,12 @@ def _backward(
             HAS_V=weight is not None,
             HAS_GX=gx.numel() > 0,
             PAIRED=paired,
-            **job.arguments(*options),
+            **job.arguments(options),
         )
     gt.copy_(sums_t.sum(0, dtype=torch.float64).view(gt.shape))
     if weight is not None:
         gv.copy_(sums_v.sum(0, dtype=torch.float64).view(gv.shape))
-    return torch.where(threshold <= 0, 0.0, gt) if options[1] else gt, gv
+    return torch.where(threshold <= 0, 0.0, gt) if options.clamp else gt, gv
 
 
 def _on(x: Tensor) -> nullcontext | torch.cuda.device:

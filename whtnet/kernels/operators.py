@@ -5,60 +5,43 @@ input: nothing but the input and the parameters is kept for the backward pass.
 """
 
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from whtnet.kernels import cpu, gpu, reference
+from whtnet.kernels.options import SCHEMA, Options
 from whtnet.kernels.shapes import empty_gradient, empty_like_input, empty_pixels
 
-_OPTIONS = "str kind, bool clamp, bool keep_dc, str norm"
-_OPTION_NAMES = ("kind", "clamp", "keep_dc", "norm")
-torch.library.define("whtnet::fwht2d", f"(Tensor x, Tensor threshold, Tensor? weight, {_OPTIONS}) -> Tensor")
-torch.library.define(
-    "whtnet::fwht2d_backward",
-    f"(Tensor grad, Tensor x, Tensor threshold, Tensor? weight, {_OPTIONS}, bool input_gradient) "
-    "-> (Tensor, Tensor, Tensor)",
-)
-torch.library.define(
-    "whtnet::bwht1d",
-    f"(Tensor x, Tensor threshold, Tensor? weight, SymInt out_channels, {_OPTIONS}, SymInt stride) -> Tensor",
-)
-torch.library.define(
-    "whtnet::bwht1d_backward",
-    f"(Tensor grad, Tensor x, Tensor threshold, Tensor? weight, SymInt out_channels, {_OPTIONS}, SymInt stride, "
-    "bool input_gradient) -> (Tensor, Tensor, Tensor)",
-)
+_ARGUMENTS = {
+    "fwht2d": f"Tensor x, Tensor threshold, Tensor? weight, {SCHEMA}",
+    "bwht1d": f"Tensor x, Tensor threshold, Tensor? weight, SymInt out_channels, SymInt stride, {SCHEMA}",
+}
+for _name, _arguments in _ARGUMENTS.items():
+    torch.library.define(f"whtnet::{_name}", f"({_arguments}) -> Tensor")
+    torch.library.define(
+        f"whtnet::{_name}_backward", f"(Tensor grad, bool input_gradient, {_arguments}) -> (Tensor, Tensor, Tensor)"
+    )
 
 
-def fwht2d(
-    x: Tensor, threshold: Tensor, weight: Tensor | None, *, kind: str, clamp: bool, keep_dc: bool, norm: str
-) -> Tensor:
+def fwht2d(x: Tensor, threshold: Tensor, weight: Tensor | None, options: Options) -> Tensor:
     """:func:`whtnet.functional.fwht2d` by the fast backend of the input's device."""
     dtype = _parameter_dtype(x)
     weight = None if weight is None else weight.to(dtype)
-    return torch.ops.whtnet.fwht2d(x, threshold.to(dtype), weight, kind, clamp, keep_dc, norm)
+    return torch.ops.whtnet.fwht2d(x, threshold.to(dtype), weight, *options)
 
 
 def bwht1d(
-    x: Tensor,
-    threshold: Tensor,
-    out_channels: int,
-    weight: Tensor | None,
-    *,
-    kind: str,
-    clamp: bool,
-    keep_dc: bool,
-    norm: str,
-    stride: int,
+    x: Tensor, threshold: Tensor, weight: Tensor | None, out_channels: int, stride: int, options: Options
 ) -> Tensor:
     """:func:`whtnet.functional.bwht1d` by the fast backend of the input's device."""
     if stride != 1 and x.dim() > 4:  # the kernels subsample maps; other grids of pixels are subsampled here
         x, stride = x[(..., *(slice(None, None, stride),) * (x.dim() - 2))], 1
     dtype = _parameter_dtype(x)
     weight = None if weight is None else weight.to(dtype)
-    return torch.ops.whtnet.bwht1d(x, threshold.to(dtype), weight, out_channels, kind, clamp, keep_dc, norm, stride)
+    return torch.ops.whtnet.bwht1d(x, threshold.to(dtype), weight, out_channels, stride, *options)
 
 
 def _parameter_dtype(x: Tensor) -> torch.dtype:
@@ -72,68 +55,35 @@ DEVICE_BACKENDS = {"cpu": ("cpu", cpu), "cuda": ("gpu", gpu)}
 if os.environ.get("TRITON_INTERPRET") == "1":  # Triton runs on the CPU then
     DEVICE_BACKENDS = {"cpu": ("gpu", gpu)}
 
+
+def _packed(function: Callable[..., Any]) -> Callable[..., Any]:
+    # An operator's arguments end with the fields of Options.
+    count = len(Options._fields)
+    return lambda *arguments: function(*arguments[:-count], Options(*arguments[-count:]))
+
+
 for _device, (_, _module) in DEVICE_BACKENDS.items():
     for _name in ("fwht2d", "fwht2d_backward", "bwht1d", "bwht1d_backward"):
-        torch.library.impl(f"whtnet::{_name}", _device, getattr(_module, _name))
+        torch.library.impl(f"whtnet::{_name}", _device, _packed(getattr(_module, _name)))
 
 
 # -- shapes -----------------------------------------------------------------------------------------------------------
 
 
 @torch.library.register_fake("whtnet::fwht2d")
-def _(x: Tensor, threshold: Tensor, weight: Tensor | None, kind: str, clamp: bool, keep_dc: bool, norm: str) -> Tensor:
+def _(x: Tensor, threshold: Tensor, weight: Tensor | None, *options: Any) -> Tensor:
     return empty_like_input(x)
 
 
-@torch.library.register_fake("whtnet::fwht2d_backward")
-def _(
-    grad: Tensor,
-    x: Tensor,
-    threshold: Tensor,
-    weight: Tensor | None,
-    kind: str,
-    clamp: bool,
-    keep_dc: bool,
-    norm: str,
-    input_gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _fake_gradients(x, threshold, weight, input_gradient)
-
-
 @torch.library.register_fake("whtnet::bwht1d")
-def _(
-    x: Tensor,
-    threshold: Tensor,
-    weight: Tensor | None,
-    out_channels: int,
-    kind: str,
-    clamp: bool,
-    keep_dc: bool,
-    norm: str,
-    stride: int,
-) -> Tensor:
+def _(x: Tensor, threshold: Tensor, weight: Tensor | None, out_channels: int, stride: int, *options: Any) -> Tensor:
     return empty_pixels(x, out_channels, stride)
 
 
+@torch.library.register_fake("whtnet::fwht2d_backward")
 @torch.library.register_fake("whtnet::bwht1d_backward")
 def _(
-    grad: Tensor,
-    x: Tensor,
-    threshold: Tensor,
-    weight: Tensor | None,
-    out_channels: int,
-    kind: str,
-    clamp: bool,
-    keep_dc: bool,
-    norm: str,
-    stride: int,
-    input_gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _fake_gradients(x, threshold, weight, input_gradient)
-
-
-def _fake_gradients(
-    x: Tensor, threshold: Tensor, weight: Tensor | None, input_gradient: bool
+    grad: Tensor, input_gradient: bool, x: Tensor, threshold: Tensor, weight: Tensor | None, *others: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     gv = threshold.new_empty(0) if weight is None else torch.empty_like(weight)
     return empty_gradient(x, input_gradient), torch.empty_like(threshold), gv
@@ -161,50 +111,34 @@ def _register_autograd(name: str, function: type[torch.autograd.Function]) -> No
 
 
 class _Layer(torch.autograd.Function):
-    # Of both operators: the subclasses say how the gradient is computed.
+    # Of both operators: the subclasses name the operator of the gradient and the reference.
+    gradient: ClassVar[Any]
+    reference: ClassVar[Callable[..., Tensor]]
+
     @staticmethod
-    def forward(ctx: Any, operator: Any, x: Tensor, threshold: Tensor, weight: Tensor | None, *options: Any) -> Tensor:
+    def forward(ctx: Any, operator: Any, x: Tensor, threshold: Tensor, weight: Tensor | None, *others: Any) -> Tensor:
         ctx.save_for_backward(x, threshold, weight)
-        ctx.options = options
-        return operator(x, threshold, weight, *options)
+        ctx.others = others
+        return operator(x, threshold, weight, *others)
 
     @classmethod
     def backward(cls, ctx: Any, grad: Tensor) -> tuple:
         inputs, wanted = ctx.saved_tensors, ctx.needs_input_grad[1]
         if torch.is_grad_enabled():  # create_graph=True: the reference is differentiable any number of times
-            gx, gt, gv = _reference_gradient(lambda x, t, v: cls.reference(x, t, v, *ctx.options), inputs, grad)
+            gx, gt, gv = _reference_gradient(lambda *inputs: cls.reference(*inputs, *ctx.others), inputs, grad)
         else:
-            gx, gt, gv = cls.gradient(grad, *inputs, *ctx.options, wanted)
-        return None, gx if wanted else None, gt, None if inputs[2] is None else gv, *(None,) * len(ctx.options)
-
-    @staticmethod
-    def reference(x: Tensor, threshold: Tensor, weight: Tensor | None, *options: Any) -> Tensor:
-        raise NotImplementedError
-
-    @staticmethod
-    def gradient(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        raise NotImplementedError
+            gx, gt, gv = cls.gradient(grad, wanted, *inputs, *ctx.others)
+        return None, gx if wanted else None, gt, None if inputs[2] is None else gv, *(None,) * len(ctx.others)
 
 
 class _FWHT2d(_Layer):
-    @staticmethod
-    def reference(x: Tensor, threshold: Tensor, weight: Tensor | None, *options: Any) -> Tensor:
-        return reference.fwht2d(x, threshold, weight, **dict(zip(_OPTION_NAMES, options, strict=True)))
-
-    @staticmethod
-    def gradient(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return torch.ops.whtnet.fwht2d_backward(*arguments)
+    gradient = torch.ops.whtnet.fwht2d_backward
+    reference = staticmethod(_packed(reference.fwht2d))
 
 
 class _BWHT1d(_Layer):
-    @staticmethod
-    def reference(x: Tensor, threshold: Tensor, weight: Tensor | None, out_channels: int, *options: Any) -> Tensor:
-        named = dict(zip((*_OPTION_NAMES, "stride"), options, strict=True))
-        return reference.bwht1d(x, threshold, out_channels, weight, **named)
-
-    @staticmethod
-    def gradient(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return torch.ops.whtnet.bwht1d_backward(*arguments)
+    gradient = torch.ops.whtnet.bwht1d_backward
+    reference = staticmethod(_packed(reference.bwht1d))
 
 
 def _reference_gradient(function: Any, inputs: tuple, grad: Tensor) -> list[Tensor | None]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from whtnet.kernels.options import Options
 from whtnet.thresholds import THRESHOLDS
 from whtnet.transforms import fwht, fwht2
 
@@ -20,25 +21,15 @@ NORMS: dict[str, Callable[[int], float]] = {"ortho": lambda n: 1.0, "backward": 
 
 
 def bwht1d(
-    x: Tensor,
-    threshold: Tensor,
-    out_channels: int,
-    weight: Tensor | None = None,
-    *,
-    kind: str = "smooth",
-    clamp: bool = False,
-    keep_dc: bool = False,
-    norm: str = "ortho",
-    stride: int = 1,
+    x: Tensor, threshold: Tensor, weight: Tensor | None, out_channels: int, stride: int, options: Options
 ) -> Tensor:
     """:func:`whtnet.functional.bwht1d` in plain PyTorch."""
     channels_last = is_channels_last(x)
     c = x.dim() - 1 if channels_last else 1
-    options = {"kind": kind, "clamp": clamp, "keep_dc": keep_dc, "norm": norm, "stride": stride}
-    y = bwht1d_coefficients(x, threshold, out_channels, weight, **options)
+    y = bwht1d_coefficients(x, threshold, weight, out_channels, stride, options)
     z = _fold(y, c, -(-out_channels // threshold.shape[1]))
     y = (
-        _scaled(fwht(z, c + 1), 1 / NORMS[norm](threshold.shape[1]))
+        _scaled(fwht(z, c + 1), 1 / NORMS[options.norm](threshold.shape[1]))
         .flatten(c, c + 1)
         .narrow(c, 0, out_channels)
         .to(x.dtype)
@@ -48,16 +39,7 @@ def bwht1d(
 
 
 def bwht1d_coefficients(
-    x: Tensor,
-    threshold: Tensor,
-    out_channels: int,
-    weight: Tensor | None,
-    *,
-    kind: str,
-    clamp: bool,
-    keep_dc: bool,
-    norm: str,
-    stride: int,
+    x: Tensor, threshold: Tensor, weight: Tensor | None, out_channels: int, stride: int, options: Options
 ) -> Tensor:
     """The thresholded coefficients of :func:`bwht1d`, in float32 or more.
 
@@ -75,35 +57,22 @@ def bwht1d_coefficients(
 
     # Blocks live on dimension c, the coefficients of a block on dimension c + 1.
     z = _pad(_widen(x), c, blocks_in * block).unflatten(c, (blocks_in, block))
-    z = _tile(_scaled(fwht(z, c + 1), NORMS[norm](block)), c, blocks_out)
+    z = _tile(_scaled(fwht(z, c + 1), NORMS[options.norm](block)), c, blocks_out)
     shape = (*threshold.shape, *(1,) * (z.dim() - c - 2))
     z = z if weight is None else z * weight.reshape(shape)
     t = threshold.reshape(shape)
-    y = THRESHOLDS[kind](z, torch.relu(t) if clamp else t)
-    return torch.where(_is_first(block, x.device).view(t.shape[1:]), z, y) if keep_dc else y
+    return _thresholded(z, t, t.shape[1:], options)
 
 
-def fwht2d(
-    x: Tensor,
-    threshold: Tensor,
-    weight: Tensor | None = None,
-    *,
-    kind: str = "smooth",
-    clamp: bool = False,
-    keep_dc: bool = False,
-    norm: str = "ortho",
-) -> Tensor:
+def fwht2d(x: Tensor, threshold: Tensor, weight: Tensor | None, options: Options) -> Tensor:
     """:func:`whtnet.functional.fwht2d` in plain PyTorch."""
-    z = fwht2d_coefficients(x, threshold, weight, kind=kind, clamp=clamp, keep_dc=keep_dc, norm=norm)
-    return inverse_fwht_maps(z, x, norm)
+    return inverse_fwht_maps(fwht2d_coefficients(x, threshold, weight, options), x, options.norm)
 
 
-def fwht2d_coefficients(
-    x: Tensor, threshold: Tensor, weight: Tensor | None, *, kind: str, clamp: bool, keep_dc: bool, norm: str
-) -> Tensor:
+def fwht2d_coefficients(x: Tensor, threshold: Tensor, weight: Tensor | None, options: Options) -> Tensor:
     """The weighted and thresholded coefficients of :func:`fwht2d`, ``(..., C, h, w)`` in float32 or more."""
-    z = fwht_maps(x, threshold.shape, norm)
-    return apply_threshold(z if weight is None else z * weight, threshold, kind, clamp, keep_dc)
+    z = fwht_maps(x, threshold.shape, options.norm)
+    return apply_threshold(z if weight is None else z * weight, threshold, options)
 
 
 def fwht_maps(x: Tensor, size: tuple[int, int], norm: str) -> Tensor:
@@ -122,10 +91,9 @@ def inverse_fwht_maps(z: Tensor, like: Tensor, norm: str) -> Tensor:
     return y.to(like.dtype)
 
 
-def apply_threshold(z: Tensor, t: Tensor, kind: str, clamp: bool, keep_dc: bool) -> Tensor:
+def apply_threshold(z: Tensor, t: Tensor, options: Options) -> Tensor:
     """Threshold the maps of coefficients ``z`` ``(..., h, w)`` with ``t`` ``(h, w)``; coefficient (0, 0) is the DC."""
-    y = THRESHOLDS[kind](z, torch.relu(t) if clamp else t)
-    return torch.where(_is_first(t.numel(), t.device).view(t.shape), z, y) if keep_dc else y
+    return _thresholded(z, t, t.shape, options)
 
 
 def is_channels_last(x: Tensor) -> bool:
@@ -136,6 +104,12 @@ def is_channels_last(x: Tensor) -> bool:
         return x.is_contiguous(memory_format=torch.channels_last)
     except RuntimeError:  # vmap can't tell
         return x.permute(0, 2, 3, 1).is_contiguous()
+
+
+def _thresholded(z: Tensor, t: Tensor, block: torch.Size, options: Options) -> Tensor:
+    # block: the dimensions of one transform's coefficients, and those after them
+    y = THRESHOLDS[options.kind](z, torch.relu(t) if options.clamp else t)
+    return torch.where(_is_first(block, t.device), z, y) if options.keep_dc else y
 
 
 def _fwht_maps(x: Tensor) -> Tensor:
@@ -173,5 +147,5 @@ def _fold(x: Tensor, dim: int, count: int) -> Tensor:
     return _pad(x, dim, -(-have // count) * count).unflatten(dim, (-1, count)).sum(dim)
 
 
-def _is_first(n: int, device: torch.device) -> Tensor:
-    return torch.arange(n, device=device) == 0
+def _is_first(shape: torch.Size, device: torch.device) -> Tensor:
+    return (torch.arange(math.prod(shape), device=device) == 0).view(shape)
