@@ -14,18 +14,19 @@ from torch.overrides import TorchFunctionMode
 def mixed_precision(device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
     """A context in which forward passes on ``device`` autocast to ``dtype``; with None, they are left alone.
 
-    On a CPU, depthwise convolutions with a stride are computed in float32 all the same, their results given in
-    ``dtype``: in bfloat16 their backward passes are 6 to 50 times slower, half of a MobileNet's training step.
+    On a CPU, depthwise convolutions with a stride, or larger than 3×3, are computed in float32 all the same, their
+    results given in ``dtype``: in bfloat16 their backward passes are 5 to 50 times slower, half of a MobileNet's
+    training step.
     """
     if dtype is None:
         yield
         return
-    exceptions = _Float32StridedDepthwise(dtype) if device.type == "cpu" else contextlib.nullcontext()
+    exceptions = _Float32Depthwise(dtype) if device.type == "cpu" else contextlib.nullcontext()
     with torch.autocast(device.type, dtype), exceptions:
         yield
 
 
-class _Float32StridedDepthwise(TorchFunctionMode):
+class _Float32Depthwise(TorchFunctionMode):
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
@@ -51,7 +52,8 @@ class _Float32StridedDepthwise(TorchFunctionMode):
         groups: int = 1,
     ) -> Tensor:
         strided = max(stride if isinstance(stride, Sequence) else [stride]) > 1
-        if not (strided and groups == input.shape[-3] > 1):
+        large = max(weight.shape[-2:]) > 3
+        if not ((strided or large) and groups == input.shape[-3] > 1):
             return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
         with torch.autocast("cpu", enabled=False):
             input, weight, bias = input.float(), weight.float(), None if bias is None else bias.float()
