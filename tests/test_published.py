@@ -56,6 +56,9 @@ def test_a_published_network_is_the_trained_one(publish, trained, tmp_path):
     card = (tmp_path / "weights" / "resnet20_paper.md").read_text()
     assert 'Classifier.load("resnet20_paper")' in card
     assert f"{sum(p.numel() for p in model.parameters()):,}" in card
+    assert "| recipe | `short` |" in card
+    assert f"| record | `runs/mine/a-seed0-{trained[1]['identity'][:8]}.json` |" in card
+    assert "11 convolutions" in card
 
 
 def test_other_classes_start_fresh(publish, trained, capsys):

@@ -28,8 +28,12 @@ _CARD = """---
 
 # {{ name }}
 
-{{ architecture }} with the policy `{{ policy }}` of whtnet: {{ sites }} convolutions or
-squeeze-and-excite blocks replaced by Walsh-Hadamard layers (Pan, Badawi, Cetin, ACM TECS 2022, doi 10.1145/3510026).
+{% if sites -%}
+{{ architecture }} with the policy `{{ policy }}` of whtnet: {{ sites }} convolutions or squeeze-and-excite blocks
+replaced (after Pan, Badawi, Cetin, ACM TECS 2022, doi 10.1145/3510026).
+{%- else -%}
+{{ architecture }} of whtnet with nothing replaced.
+{%- endif %}
 
 | | |
 | :--- | ---: |
@@ -169,20 +173,22 @@ class Classifier(
         """Logits of ``(N, C, H, W)`` pixels in 0..1."""
         return self.network((images - self.mean) / self.std)
 
-    def publish(self, file: Path, identity: str) -> None:
+    def publish(self, file: Path, identity: str, facts: Mapping[str, Any]) -> None:
         """Write the weights and all that :meth:`load` needs to one file, and a model card beside it, ``NAME.md``.
 
         Args:
             file: ``NAME.safetensors``.
             identity: of the experiment whose record says the accuracy.
+            facts: what the card says besides, such as recipe, seed and record.
         """
         weights = {name: value.contiguous() for name, value in self.network.state_dict().items()}
         metadata = {"identity": identity, "classifier": json.dumps(self._hub_mixin_config)}
         atomic_write(file, save(weights, metadata))
+        self.training_facts.update(facts)
         card = str(self.generate_model_card()).replace(
             'from_pretrained("OWNER/NAME")  # or a folder', f'load("{file.stem}")'
         )
-        atomic_write(file.with_suffix(".md"), card)
+        atomic_write(file.with_suffix(".md"), card + "\n")
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """Turn upright, resize the shorter side and crop the centre: ``(1, C, H, W)`` in 0..1, as in evaluation.
