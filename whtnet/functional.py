@@ -31,6 +31,7 @@ __all__ = [
     "fwht2d_coefficients",
     "fwht_maps",
     "inverse_fwht_maps",
+    "shared_bwht1d",
 ]
 
 
@@ -73,7 +74,7 @@ def bwht1d(
     Returns:
         ``(N, C_out, *ceil(spatial / stride))``, in the dtype and memory format of ``x``.
     """
-    layer = _shared_bwht1d if threshold.dim() == 1 else kernels.bwht1d
+    layer = shared_bwht1d if threshold.dim() == 1 else kernels.bwht1d
     return layer(x, threshold, weight, out_channels, stride, Options(kind, clamp, keep_dc, norm))
 
 
@@ -97,9 +98,10 @@ def bwht1d_coefficients(
     return reference.bwht1d_coefficients(x, threshold, weight, out_channels, stride, options)
 
 
-def _shared_bwht1d(
+def shared_bwht1d(
     x: Tensor, threshold: Tensor, weight: Tensor | None, out_channels: int, stride: int, options: Options
 ) -> Tensor:
+    """:func:`bwht1d` for thresholds ``(B,)``, which all blocks share."""
     block, expands = len(threshold), x.shape[1] < out_channels
     if expands and x.shape[1] > block:
         x, stride = _windows(_subsampled(x, stride), block, out_channels), 1

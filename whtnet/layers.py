@@ -50,11 +50,28 @@ class SpectralLayer(nn.Module):
             raise ValueError(f"unknown threshold {threshold!r}; choose one of {', '.join(THRESHOLDS)}")
         if norm not in functional.NORMS:
             raise ValueError(f"unknown norm {norm!r}; choose one of {', '.join(functional.NORMS)}")
-        self.threshold_kind = threshold
-        self.clamp = clamp
-        self.keep_dc = keep_dc
-        self.norm = norm
+        self.options = functional.Options(threshold, clamp, keep_dc, norm)
         self.initial_threshold = initial_threshold
+
+    @property
+    def threshold_kind(self) -> str:
+        """``"smooth"`` or ``"soft"``."""
+        return self.options.kind
+
+    @property
+    def clamp(self) -> bool:
+        """Whether relu(T) stands for T."""
+        return self.options.clamp
+
+    @property
+    def keep_dc(self) -> bool:
+        """Whether coefficient 0 is not thresholded."""
+        return self.options.keep_dc
+
+    @property
+    def norm(self) -> str:
+        """Scale of the coefficients, ``"ortho"`` or ``"backward"``."""
+        return self.options.norm
 
     def coefficients(self, x: Tensor) -> Tensor:
         """The thresholded coefficients from which ``forward(x)`` is transformed back, in float32 or more, any shape."""
@@ -75,10 +92,6 @@ class SpectralLayer(nn.Module):
         for dim, n in enumerate(self.threshold.shape[-dims:], start=-dims):
             ramp = ramp + (released_order(n) * (points // n)).view(-1, *(1,) * (-dim - 1))
         self.threshold.copy_((ramp / (10 * points)).expand_as(self.threshold))
-
-    @property
-    def _options(self) -> functional.Options:
-        return functional.Options(self.threshold_kind, self.clamp, self.keep_dc, self.norm)
 
     def extra_repr(self) -> str:
         """Settings that differ from the defaults, after those of the subclass."""
@@ -195,8 +208,8 @@ class BWHT1d(SpectralLayer):
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C_in, *spatial)`` → ``(N, C_out, *ceil(spatial / stride))``."""
         x = self._channels_first(x)
-        options = self._options._asdict()
-        y = functional.bwht1d(x, self.threshold, self.out_channels, self.weight, stride=self.stride, **options)
+        layer = functional.shared_bwht1d if self.shared else kernels.bwht1d
+        y = layer(x, self.threshold, self.weight, self.out_channels, self.stride, self.options)
         if self.interleave:
             y = functional.channel_interleave(y, self.block_size)
         return y.movedim(1, -1) if self.channel_dim == -1 else y
@@ -205,16 +218,17 @@ class BWHT1d(SpectralLayer):
         """See :func:`whtnet.functional.bwht1d_coefficients` for the shape."""
         x = self._channels_first(x)
         return functional.bwht1d_coefficients(
-            x, self.threshold, self.out_channels, self.weight, self.stride, self._options
+            x, self.threshold, self.out_channels, self.weight, self.stride, self.options
         )
 
     def _channels_first(self, x: Tensor) -> Tensor:
-        if x.dim() < 2 or x.shape[self.channel_dim] != self.in_channels:
+        shape = x.shape
+        if len(shape) < 2 or shape[self.channel_dim] != self.in_channels:
             expected = (
                 f"N, {self.in_channels}, *spatial" if self.channel_dim == 1 else f"N, *spatial, {self.in_channels}"
             )
             raise ValueError(
-                f"BWHT1d takes ({expected}) with in_channels={self.in_channels}, got a tensor of shape {tuple(x.shape)}"
+                f"BWHT1d takes ({expected}) with in_channels={self.in_channels}, got a tensor of shape {tuple(shape)}"
             )
         # A map with its channels last becomes one in channels_last: no copy.
         return x.movedim(-1, 1) if self.channel_dim == -1 else x
@@ -316,15 +330,15 @@ class FWHT2d(SpectralLayer):
         _check_map(self, x)
         if self.stride > 1:  # low-precision means are taken in float32, so that a result is rounded once
             wide = x.to(torch.promote_types(x.dtype, torch.float32))
-            y = kernels.fwht2d(wide, self.threshold, self.weight, self._options)
+            y = kernels.fwht2d(wide, self.threshold, self.weight, self.options)
             return _average_pool(y, self.stride).to(x.dtype)
-        y = kernels.fwht2d(x, self.threshold, self.weight, self._options)
+        y = kernels.fwht2d(x, self.threshold, self.weight, self.options)
         return x + y if self.residual else y
 
     def coefficients(self, x: Tensor) -> Tensor:
         """``(..., C, H, W)`` → ``(..., C, h, w)``, H and W rounded up to powers of two."""
         _check_map(self, x)
-        return functional.fwht2d_coefficients(x, self.threshold, self.weight, self._options)
+        return functional.fwht2d_coefficients(x, self.threshold, self.weight, self.options)
 
     def wht_additions(self, input_shape: tuple[int, ...]) -> int:
         """Additions of the transforms of all maps, forward and inverse."""
@@ -430,7 +444,7 @@ class HTPerceptron2d(SpectralLayer):
             raise ValueError(f"HTPerceptron2d takes (N, {self.in_channels}, H, W), got shape {tuple(x.shape)}")
         spectrum = functional.fwht_maps(x, self.threshold.shape[1:], self.norm)
         for conv, v, t in zip(self.convs, self.weight, self.threshold, strict=True):
-            yield functional.apply_threshold(_conv1x1(conv, spectrum * v), t, self._options)
+            yield functional.apply_threshold(_conv1x1(conv, spectrum * v), t, self.options)
 
     def wht_additions(self, input_shape: tuple[int, ...]) -> int:
         """Additions of the transforms of all maps in and out, and of the sums over paths."""
@@ -557,7 +571,7 @@ def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def _check_map(layer: FWHT2d | HTPerceptron2d, x: Tensor) -> None:
-    if tuple(x.shape[-2:]) != layer.size:
+    if x.shape[-2:] != layer.size:
         h, w = layer.size
         raise ValueError(
             f"{type(layer).__name__} was built for {h}×{w} maps, got an input of shape {tuple(x.shape)}; "

@@ -41,7 +41,7 @@ class ReferenceFWHT2d(FWHT2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """As :meth:`FWHT2d.forward`."""
-        return reference.fwht2d(x, self.threshold, self.weight, self._options)
+        return reference.fwht2d(x, self.threshold, self.weight, self.options)
 
 
 class ReferenceBWHT1d(BWHT1d):
@@ -49,7 +49,7 @@ class ReferenceBWHT1d(BWHT1d):
 
     def forward(self, x: Tensor) -> Tensor:
         """As :meth:`BWHT1d.forward`."""
-        return reference.bwht1d(x, self.threshold, self.weight, self.out_channels, self.stride, self._options)
+        return reference.bwht1d(x, self.threshold, self.weight, self.out_channels, self.stride, self.options)
 
 
 def _compiled(layer: nn.Module) -> nn.Module:

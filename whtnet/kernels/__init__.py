@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from whtnet.errors import UserError
-from whtnet.kernels import operators, reference
+from whtnet.kernels import cpu, operators, reference
+from whtnet.kernels.dispatch import is_direct, records_graph
 from whtnet.kernels.operators import DEVICE_BACKENDS
 from whtnet.kernels.options import Options
 
@@ -68,36 +69,29 @@ def _check(name: str) -> None:
         raise BackendError(f"unknown backend {name!r}; choose one of {', '.join(BACKENDS)} (WHTNET_BACKEND)")
 
 
-def backend_for(x: Tensor, *parameters: Tensor | None) -> str:
+def backend_for(x: Tensor, *parameters: Tensor | None, points: int | None = None) -> str:
     """Which backend computes a layer for the input ``x`` with ``parameters`` (thresholds, weights).
 
     The first call may compile the kernel. The reference serves whatever a fast backend does not: other devices and
     dtypes, ``torch.export``, tracing, ``torch.func`` transforms, forward-mode differentiation, tensor subclasses.
 
+    Args:
+        x: the input.
+        parameters: of the layer.
+        points: of one transform; all that the thresholds have if None.
+
     Returns:
         ``"reference"`` or the name of a fast backend.
     """
+    if points is None:
+        points = parameters[0].numel() if parameters else 1
     choice = get_backend()
     if choice == "reference" or x.device.type not in DEVICE_BACKENDS or not _is_plain(x):
         return "reference"
     name, module = DEVICE_BACKENDS[x.device.type]
-    if choice not in ("auto", name) or not module.supports(x, parameters):
+    if choice not in ("auto", name) or not module.supports(x, parameters, points):
         return "reference"
     return name if choice == name or module.available() else "reference"
-
-
-def fwht2d(x: Tensor, threshold: Tensor, weight: Tensor | None, options: Options) -> Tensor:
-    """:func:`whtnet.functional.fwht2d` by the backend for these tensors."""
-    layer = reference.fwht2d if backend_for(x, threshold, weight) == "reference" else operators.fwht2d
-    return layer(x, threshold, weight, options)
-
-
-def bwht1d(
-    x: Tensor, threshold: Tensor, weight: Tensor | None, out_channels: int, stride: int, options: Options
-) -> Tensor:
-    """:func:`whtnet.functional.bwht1d` by the backend for these tensors; thresholds are those of every block."""
-    layer = reference.bwht1d if backend_for(x, threshold, weight) == "reference" else operators.bwht1d
-    return layer(x, threshold, weight, out_channels, stride, options)
 
 
 def _is_plain(x: Tensor) -> bool:
@@ -109,3 +103,40 @@ def _is_plain(x: Tensor) -> bool:
         and torch.autograd.forward_ad._current_level < 0
         and not torch.jit.is_tracing()
     )
+
+
+def fwht2d(x: Tensor, threshold: Tensor, weight: Tensor | None, options: Options) -> Tensor:
+    """:func:`whtnet.functional.fwht2d` by the backend for these tensors."""
+    points = threshold.numel()
+    if _is_direct(x, threshold, weight, points):
+        if records_graph(x, threshold, weight):
+            return operators.FWHT2dFunction.apply(cpu.fwht2d, x, threshold, weight, options)
+        return cpu.fwht2d(x, threshold, weight, options)
+    if backend_for(x, threshold, weight, points=points) == "reference":
+        return reference.fwht2d(x, threshold, weight, options)
+    return operators.fwht2d(x, threshold, weight, options)
+
+
+def bwht1d(
+    x: Tensor, threshold: Tensor, weight: Tensor | None, out_channels: int, stride: int, options: Options
+) -> Tensor:
+    """:func:`whtnet.functional.bwht1d` by the backend for these tensors; thresholds are those of every block."""
+    if stride != 1 and x.dim() > 4:  # the kernels subsample maps; other grids of pixels are subsampled here
+        x, stride = x[(..., *(slice(None, None, stride),) * (x.dim() - 2))], 1
+    points = threshold.shape[1]
+    if _is_direct(x, threshold, weight, points):
+        if records_graph(x, threshold, weight):
+            return operators.BWHT1dFunction.apply(cpu.bwht1d, x, threshold, weight, out_channels, stride, options)
+        return cpu.bwht1d(x, threshold, weight, out_channels, stride, options)
+    if backend_for(x, threshold, weight, points=points) == "reference":
+        return reference.bwht1d(x, threshold, weight, out_channels, stride, options)
+    return operators.bwht1d(x, threshold, weight, out_channels, stride, options)
+
+
+# The choices with which a CPU's tensors go to the C++ kernel.
+_DIRECT = ("auto", "cpu") if DEVICE_BACKENDS["cpu"][1] is cpu else ()
+
+
+def _is_direct(x: Tensor, threshold: Tensor, weight: Tensor | None, points: int) -> bool:
+    # Whether the CPU's kernel is there, takes the tensors as they are, and can be called without the dispatcher.
+    return _choice in _DIRECT and is_direct(x, threshold, weight) and cpu.takes_as_is(x, threshold, weight, points)

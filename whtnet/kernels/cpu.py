@@ -9,6 +9,7 @@ import functools
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch import Tensor
 from whtnet.kernels.build import load_library
 from whtnet.kernels.lazy import KernelError, LazyKernel
 from whtnet.kernels.options import Options
-from whtnet.kernels.shapes import as_stored, empty_gradient, empty_like_input, empty_pixels, takes
+from whtnet.kernels.shapes import MAX_BLOCK, as_stored, empty_gradient, takes
 
 # Of `Job` and `Side` in csrc/layer.h; the library's names are compared with these when it is loaded.
 _JOB_FIELDS = (
@@ -26,15 +27,27 @@ _JOB_FIELDS = (
 _SIDE_FIELDS = ("image", "n", "i", "j", "point", "row", "H", "W")
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
+_PARAMETER_DTYPES = {torch.float32: torch.float32, torch.bfloat16: torch.float32, torch.float64: torch.float64}
 _LANES, _POINTS = 0, 1  # layouts, see csrc/spectral.cpp
 
 
 # -- availability -----------------------------------------------------------------------------------------------------
 
 
-def supports(x: Tensor, parameters: Iterable[Tensor | None]) -> bool:
-    """Whether the kernel takes this input and these parameters (thresholds first)."""
-    return takes(x, parameters, _DTYPES)
+def supports(x: Tensor, parameters: Iterable[Tensor | None], points: int) -> bool:
+    """Whether the kernel takes this input, these parameters and transforms of so many points."""
+    return takes(x, parameters, points, _DTYPES)
+
+
+def takes_as_is(x: Tensor, threshold: Tensor, weight: Tensor | None, points: int) -> bool:
+    """Whether the kernel is loaded and takes these tensors of the CPU without a conversion."""
+    wanted = _PARAMETER_DTYPES.get(x.dtype)
+    return (
+        threshold.dtype is wanted
+        and (weight is None or weight.dtype is wanted)
+        and points <= MAX_BLOCK
+        and _kernel.kernel is not None
+    )
 
 
 def available() -> bool:
@@ -46,7 +59,7 @@ def available() -> bool:
 available._dynamo_marked_constant = True
 
 
-def _load() -> ctypes._CFuncPtr:
+def _load() -> tuple[ctypes._CFuncPtr, tuple[int | None, int | None]]:
     library = load_library()
     library.whtnet_job_fields.restype = ctypes.c_char_p
     if (theirs := library.whtnet_job_fields().decode().split()) != [*_JOB_FIELDS, "|", *_SIDE_FIELDS]:
@@ -54,13 +67,12 @@ def _load() -> ctypes._CFuncPtr:
     function = library.whtnet_layer
     function.argtypes = [ctypes.c_void_p] * 8 + [ctypes.c_int] + [ctypes.c_void_p] * 2
     function.restype = ctypes.c_int
-    return function
+    return function, _openmp()
 
 
 _kernel = LazyKernel("cpu", _load)
 
 
-@functools.cache
 def _openmp() -> tuple[int | None, int | None]:
     # Fork and thread number of the OpenMP runtime that PyTorch links: a second runtime in the process would fight it
     # for the cores. Looked up through libtorch, so that it is that one; elsewhere the kernel makes its own threads.
@@ -79,10 +91,7 @@ def _openmp() -> tuple[int | None, int | None]:
 def fwht2d(x: Tensor, threshold: Tensor, weight: Tensor | None, options: Options) -> Tensor:
     """``whtnet::fwht2d``; see :func:`whtnet.functional.fwht2d`."""
     x, layout = as_stored(x)
-    y = empty_like_input(x)
-    job = _job_2d(x.dtype, x.shape, layout, tuple(threshold.shape), options)
-    _run(job, x, None, threshold, weight, y, None, None)
-    return y
+    return _forward(_job_2d(x.dtype, x.shape, layout, threshold.shape, options), x, threshold, weight)
 
 
 def fwht2d_backward(
@@ -90,12 +99,9 @@ def fwht2d_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``whtnet::fwht2d_backward``: gradients of the input (empty unless asked for), thresholds and weights."""
     x, layout = as_stored(x)
+    job = _job_2d(x.dtype, x.shape, layout, threshold.shape, options)
     gx = empty_gradient(x, input_gradient)
-    gt = torch.zeros_like(threshold, memory_format=torch.contiguous_format)
-    gv = gt.new_zeros(gt.shape if weight is not None else 0)
-    job = _job_2d(x.dtype, x.shape, layout, tuple(threshold.shape), options)
-    _run(job, x, _like(grad, layout), threshold, weight, gx, gt, gv)
-    return gx, gt, gv
+    return gx, *_backward(job, x, grad.contiguous(memory_format=layout), threshold, weight, gx)
 
 
 def bwht1d(
@@ -103,10 +109,8 @@ def bwht1d(
 ) -> Tensor:
     """``whtnet::bwht1d``; see :func:`whtnet.functional.bwht1d`."""
     x, layout = as_stored(x)
-    y = empty_pixels(x, out_channels, stride)
     job = _job_1d(x.dtype, x.shape, layout, threshold.shape[1], out_channels, stride, options)
-    _run(job, x, None, threshold, weight, y, None, None)
-    return y
+    return _forward(job, x, threshold, weight)
 
 
 def bwht1d_backward(
@@ -121,18 +125,26 @@ def bwht1d_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``whtnet::bwht1d_backward``: gradients of the input (empty unless asked for), thresholds and weights."""
     x, layout = as_stored(x)
+    job = _job_1d(x.dtype, x.shape, layout, threshold.shape[1], out_channels, stride, options)
     gx = empty_gradient(x, input_gradient)
     if stride != 1:
         gx.zero_()
+    return gx, *_backward(job, x, grad.contiguous(memory_format=layout), threshold, weight, gx)
+
+
+def _forward(job: "_Job", x: Tensor, threshold: Tensor, weight: Tensor | None) -> Tensor:
+    y = x.new_empty_strided(*job.result)
+    _run(job, x, None, threshold, weight, y, None, None)
+    return y
+
+
+def _backward(
+    job: "_Job", x: Tensor, grad: Tensor, threshold: Tensor, weight: Tensor | None, gx: Tensor
+) -> tuple[Tensor, Tensor]:
     gt = torch.zeros_like(threshold, memory_format=torch.contiguous_format)
-    gv = gt.new_zeros(gt.shape if weight is not None else 0)
-    job = _job_1d(x.dtype, x.shape, layout, threshold.shape[1], out_channels, stride, options)
-    _run(job, x, _like(grad, layout), threshold, weight, gx, gt, gv)
-    return gx, gt, gv
-
-
-def _like(grad: Tensor, layout: torch.memory_format) -> Tensor:
-    return grad.contiguous(memory_format=layout)
+    gv = torch.zeros_like(gt) if weight is not None else gt.new_empty(0)
+    _run(job, x, grad, threshold, weight, gx, gt, gv)
+    return gt, gv
 
 
 def _run(
@@ -145,13 +157,15 @@ def _run(
     grad_threshold: Tensor | None,
     grad_weight: Tensor | None,
 ) -> None:
-    if x.numel() == 0:
+    address = x.data_ptr()
+    if address == 0:  # nothing in it
         return
     threshold = threshold.contiguous()
     weight = None if weight is None else weight.contiguous()
-    status = _kernel.get()(
+    function, openmp = _kernel.get()
+    status = function(
         ctypes.addressof(job),
-        x.data_ptr(),
+        address,
         None if grad is None else grad.data_ptr(),
         threshold.data_ptr(),
         None if weight is None else weight.data_ptr(),
@@ -159,7 +173,7 @@ def _run(
         None if grad_threshold is None else grad_threshold.data_ptr(),
         None if grad_weight is None else grad_weight.data_ptr() or None,
         torch.get_num_threads(),
-        *_openmp(),
+        *openmp,
     )
     if status != 0:
         raise MemoryError("the kernel has no memory for its scratch space")
@@ -174,6 +188,10 @@ class _Side(ctypes.Structure):
 
 class _Job(ctypes.Structure):
     _fields_ = (*((name, ctypes.c_int64) for name in _JOB_FIELDS), ("side_in", _Side), ("side_out", _Side))
+
+    def __init__(self, result: tuple[tuple[int, ...], tuple[int, ...]], **fields: Any) -> None:
+        super().__init__(**fields)
+        self.result = result  # its shape and strides
 
 
 @functools.lru_cache(maxsize=512)
@@ -194,7 +212,7 @@ def _job_2d(
         side = _Side(n=height * width, point=1, row=width, H=height, W=width)
         grid = {"layout": _POINTS, "images": 1, "lanes": maps, "lanes_i": 1, "lanes_j": 1}
     blocks = {"log2_block": _log2(math.prod(padded)), "blocks_in": 1, "blocks_out": 1, "width": padded[1]}
-    return _Job(**_flags(dtype, options), **grid, **blocks, side_in=side, side_out=side)
+    return _Job(_strided(shape, layout), **_flags(dtype, options), **grid, **blocks, side_in=side, side_out=side)
 
 
 @functools.lru_cache(maxsize=512)
@@ -208,6 +226,7 @@ def _job_1d(
     options: Options,
 ) -> _Job:
     n, channels, *spatial = shape
+    result = n, out_channels, *(-(-s // stride) for s in spatial)
     if stride == 1 or len(spatial) < 2:
         spatial = [1, math.prod(spatial)]
     height, width = spatial
@@ -225,6 +244,7 @@ def _job_1d(
     grid = {"layout": _POINTS if by_points else _LANES, "images": images, "lanes": lanes, "lanes_i": h, "lanes_j": w}
     blocks = {"blocks_in": counts[0], "blocks_out": counts[1], "width": max(counts) * block}
     return _Job(
+        _strided(result, layout),
         **_flags(dtype, options),
         **grid,
         **blocks,
@@ -243,6 +263,16 @@ def _flags(dtype: torch.dtype, options: Options) -> dict[str, int]:
         "clamp": options.clamp,
         "ortho": ortho,
     }
+
+
+def _strided(shape: tuple[int, ...], layout: torch.memory_format) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    # The shape and its strides in a memory format.
+    order = (0, 2, 3, 1) if layout == torch.channels_last else range(len(shape))
+    strides, step = [0] * len(shape), 1
+    for dim in reversed(order):
+        strides[dim] = step
+        step *= max(shape[dim], 1)
+    return shape, tuple(strides)
 
 
 def _log2(n: int) -> int:

@@ -32,9 +32,11 @@ _STEPS = 64  # tiles that such a program adds up at most
 # -- availability -----------------------------------------------------------------------------------------------------
 
 
-def supports(x: Tensor, parameters: Iterable[Tensor | None]) -> bool:
-    """Whether the kernels take this input and these parameters (thresholds first)."""
-    return takes(x, parameters, _DTYPES) and math.prod(x.shape[1:]) < 1 << 30  # offsets in an image have 32 bits
+def supports(x: Tensor, parameters: Iterable[Tensor | None], points: int) -> bool:
+    """Whether the kernels take this input, these parameters and transforms of so many points."""
+    return (
+        takes(x, parameters, points, _DTYPES) and math.prod(x.shape[1:]) < 1 << 30
+    )  # offsets in an image have 32 bits
 
 
 def available() -> bool:

@@ -18,13 +18,16 @@ class LazyKernel(Generic[T]):
     Args:
         backend: name of the backend that needs it.
         load: makes the kernel.
+
+    Attributes:
+        kernel: what was loaded, or None.
     """
 
     def __init__(self, backend: str, load: Callable[[], T]) -> None:
         self._backend = backend
         self._load = load
         self._lock = threading.Lock()
-        self._kernel: T | None = None
+        self.kernel: T | None = None
         self._error: KernelError | None = None
         self._warned = False
 
@@ -34,13 +37,17 @@ class LazyKernel(Generic[T]):
         Raises:
             KernelError: if it cannot be loaded.
         """
+        if self.kernel is not None:
+            return self.kernel
         self._load_once()
-        if self._kernel is None:
+        if self.kernel is None:
             raise KernelError(f"backend {self._backend!r} is not available: {self._error}") from self._error
-        return self._kernel
+        return self.kernel
 
     def available(self) -> bool:
         """Whether the kernel is there; where it is not, the first call warns."""
+        if self.kernel is not None:
+            return True
         self._load_once()
         if self._error is not None and not self._warned:
             self._warned = True
@@ -49,14 +56,12 @@ class LazyKernel(Generic[T]):
                 "whtnet.set_backend('reference') silences this.",
                 stacklevel=2,
             )
-        return self._kernel is not None
+        return self.kernel is not None
 
     def _load_once(self) -> None:
-        if self._kernel is not None or self._error is not None:
-            return
         with self._lock:
-            if self._kernel is None and self._error is None:
+            if self.kernel is None and self._error is None:
                 try:
-                    self._kernel = self._load()
+                    self.kernel = self._load()
                 except KernelError as error:
                     self._error = error

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from whtnet.kernels import cpu, gpu, reference
+from whtnet.kernels.dispatch import is_direct
 from whtnet.kernels.options import SCHEMA, Options
 from whtnet.kernels.shapes import empty_gradient, empty_like_input, empty_pixels
 
@@ -28,24 +29,21 @@ for _name, _arguments in _ARGUMENTS.items():
 
 def fwht2d(x: Tensor, threshold: Tensor, weight: Tensor | None, options: Options) -> Tensor:
     """:func:`whtnet.functional.fwht2d` by the fast backend of the input's device."""
-    dtype = _parameter_dtype(x)
-    weight = None if weight is None else weight.to(dtype)
-    return torch.ops.whtnet.fwht2d(x, threshold.to(dtype), weight, *options)
+    threshold, weight = _in_kernel_dtype(x, threshold), _in_kernel_dtype(x, weight)
+    return torch.ops.whtnet.fwht2d(x, threshold, weight, *options)
 
 
 def bwht1d(
     x: Tensor, threshold: Tensor, weight: Tensor | None, out_channels: int, stride: int, options: Options
 ) -> Tensor:
     """:func:`whtnet.functional.bwht1d` by the fast backend of the input's device."""
-    if stride != 1 and x.dim() > 4:  # the kernels subsample maps; other grids of pixels are subsampled here
-        x, stride = x[(..., *(slice(None, None, stride),) * (x.dim() - 2))], 1
-    dtype = _parameter_dtype(x)
-    weight = None if weight is None else weight.to(dtype)
-    return torch.ops.whtnet.bwht1d(x, threshold.to(dtype), weight, out_channels, stride, *options)
+    threshold, weight = _in_kernel_dtype(x, threshold), _in_kernel_dtype(x, weight)
+    return torch.ops.whtnet.bwht1d(x, threshold, weight, out_channels, stride, *options)
 
 
-def _parameter_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
+def _in_kernel_dtype(x: Tensor, parameter: Tensor | None) -> Tensor | None:
+    dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
+    return None if parameter is None else parameter.to(dtype)
 
 
 # -- implementations --------------------------------------------------------------------------------------------------
@@ -91,35 +89,20 @@ def _(
 
 # -- autograd ---------------------------------------------------------------------------------------------------------
 
-# As torch.library.register_autograd, at half the cost of a small layer's pass and back.
-_autograd = torch.library.Library("whtnet", "FRAGMENT")
 
-
-def _register_autograd(name: str, function: type[torch.autograd.Function]) -> None:
-    operator = getattr(torch.ops.whtnet, name).default
-
-    def below_autograd(*arguments: Any) -> Tensor:
-        with torch._C._AutoDispatchBelowAutograd():
-            return operator(*arguments)
-
-    def differentiable(*arguments: Any) -> Tensor:
-        if torch.is_grad_enabled():
-            return function.apply(below_autograd, *arguments)
-        return below_autograd(*arguments)
-
-    _autograd.impl(name, differentiable, "Autograd")
-
-
-class _Layer(torch.autograd.Function):
-    # Of both operators: the subclasses name the operator of the gradient and the reference.
-    gradient: ClassVar[Any]
+class _LayerFunction(torch.autograd.Function):
+    # Of both operators. The subclasses name the implementation that is called directly (the CPU's), the operator of the
+    # gradient and the reference; all take the options as one argument.
+    kernel: ClassVar[Callable[..., Tensor]]
+    kernel_gradient: ClassVar[Callable[..., tuple[Tensor, Tensor, Tensor]]]
+    operator_gradient: ClassVar[Callable[..., tuple[Tensor, Tensor, Tensor]]]
     reference: ClassVar[Callable[..., Tensor]]
 
     @staticmethod
-    def forward(ctx: Any, operator: Any, x: Tensor, threshold: Tensor, weight: Tensor | None, *others: Any) -> Tensor:
+    def forward(ctx: Any, layer: Any, x: Tensor, threshold: Tensor, weight: Tensor | None, *others: Any) -> Tensor:
         ctx.save_for_backward(x, threshold, weight)
         ctx.others = others
-        return operator(x, threshold, weight, *others)
+        return layer(x, threshold, weight, *others)
 
     @classmethod
     def backward(cls, ctx: Any, grad: Tensor) -> tuple:
@@ -127,18 +110,9 @@ class _Layer(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True: the reference is differentiable any number of times
             gx, gt, gv = _reference_gradient(lambda *inputs: cls.reference(*inputs, *ctx.others), inputs, grad)
         else:
-            gx, gt, gv = cls.gradient(grad, wanted, *inputs, *ctx.others)
+            gradient = cls.kernel_gradient if is_direct(grad, *inputs) else cls.operator_gradient
+            gx, gt, gv = gradient(grad, wanted, *inputs, *ctx.others)
         return None, gx if wanted else None, gt, None if inputs[2] is None else gv, *(None,) * len(ctx.others)
-
-
-class _FWHT2d(_Layer):
-    gradient = torch.ops.whtnet.fwht2d_backward
-    reference = staticmethod(_packed(reference.fwht2d))
-
-
-class _BWHT1d(_Layer):
-    gradient = torch.ops.whtnet.bwht1d_backward
-    reference = staticmethod(_packed(reference.bwht1d))
 
 
 def _reference_gradient(function: Any, inputs: tuple, grad: Tensor) -> list[Tensor | None]:
@@ -150,5 +124,46 @@ def _reference_gradient(function: Any, inputs: tuple, grad: Tensor) -> list[Tens
     return results
 
 
-_register_autograd("fwht2d", _FWHT2d)
-_register_autograd("bwht1d", _BWHT1d)
+def _unpacked(operator: Callable[..., Any]) -> Callable[..., Any]:
+    return staticmethod(lambda *arguments: operator(*arguments[:-1], *arguments[-1]))
+
+
+class FWHT2dFunction(_LayerFunction):
+    """Of ``whtnet::fwht2d``."""
+
+    kernel = staticmethod(cpu.fwht2d)
+    kernel_gradient = staticmethod(cpu.fwht2d_backward)
+    operator_gradient = _unpacked(torch.ops.whtnet.fwht2d_backward)
+    reference = staticmethod(reference.fwht2d)
+
+
+class BWHT1dFunction(_LayerFunction):
+    """Of ``whtnet::bwht1d``."""
+
+    kernel = staticmethod(cpu.bwht1d)
+    kernel_gradient = staticmethod(cpu.bwht1d_backward)
+    operator_gradient = _unpacked(torch.ops.whtnet.bwht1d_backward)
+    reference = staticmethod(reference.bwht1d)
+
+
+# As torch.library.register_autograd, at half the cost of a small layer's pass and back.
+_autograd = torch.library.Library("whtnet", "FRAGMENT")
+
+
+def _register_autograd(name: str, function: type[_LayerFunction]) -> None:
+    operator = getattr(torch.ops.whtnet, name).default
+
+    def below_autograd(*arguments: Any) -> Tensor:
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator(*arguments[:-1], *arguments[-1])
+
+    def differentiable(*arguments: Any) -> Tensor:
+        if torch.is_grad_enabled():
+            return function.apply(below_autograd, *arguments)
+        return below_autograd(*arguments)
+
+    _autograd.impl(name, _packed(differentiable), "Autograd")
+
+
+_register_autograd("fwht2d", FWHT2dFunction)
+_register_autograd("bwht1d", BWHT1dFunction)

@@ -98,7 +98,7 @@ def apply_threshold(z: Tensor, t: Tensor, options: Options) -> Tensor:
 
 def is_channels_last(x: Tensor) -> bool:
     """Whether ``x`` is in channels_last, and not contiguous as well."""
-    if x.dim() != 4 or x.is_contiguous():
+    if x.is_contiguous() or x.dim() != 4:
         return False
     try:
         return x.is_contiguous(memory_format=torch.channels_last)

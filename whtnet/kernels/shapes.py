@@ -1,6 +1,5 @@
 """What the fast backends share: which inputs they take; results of the right shape and memory format."""
 
-import math
 from collections.abc import Collection, Iterable
 
 import torch
@@ -11,20 +10,15 @@ from whtnet.kernels.reference import is_channels_last
 MAX_BLOCK = 4096  # points of a transform: channels of a block, or h·w
 
 
-def takes(x: Tensor, parameters: Iterable[Tensor | None], dtypes: Collection[torch.dtype]) -> bool:
-    """Whether a kernel for ``dtypes`` takes this input and these parameters (thresholds first)."""
-    if x.dtype not in dtypes:
+def takes(x: Tensor, parameters: Iterable[Tensor | None], points: int, dtypes: Collection[torch.dtype]) -> bool:
+    """Whether a kernel for ``dtypes`` takes this input, these parameters and transforms of so many points."""
+    dtype = x.dtype
+    if dtype not in dtypes or points > MAX_BLOCK:
         return False
-    threshold, *others = parameters or (None,)
-    for p in (threshold, *others):
-        if p is not None and (p.device != x.device or (p.dtype == torch.float64 and x.dtype != torch.float64)):
+    for p in parameters:
+        if p is not None and (p.device != x.device or (p.dtype is torch.float64 and dtype is not torch.float64)):
             return False
-    return threshold is None or _points(threshold, len(others)) <= MAX_BLOCK
-
-
-def _points(threshold: Tensor, others: int) -> int:
-    # (blocks, B) in 1-D; (h, w), which comes with weights or None, in 2-D
-    return math.prod(threshold.shape) if others else threshold.shape[1]
+    return True
 
 
 def as_stored(x: Tensor) -> tuple[Tensor, torch.memory_format]:
@@ -36,7 +30,7 @@ def as_stored(x: Tensor) -> tuple[Tensor, torch.memory_format]:
 
 def empty_like_input(x: Tensor) -> Tensor:
     """A result of the shape of ``x``: channels_last for an input in channels_last, contiguous for any other."""
-    return empty_pixels(x, x.shape[1], 1) if is_channels_last(x) else x.new_empty(x.shape)
+    return torch.empty_like(x, memory_format=torch.channels_last if is_channels_last(x) else torch.contiguous_format)
 
 
 def empty_gradient(x: Tensor, wanted: bool) -> Tensor:

@@ -1,0 +1,51 @@
+"""When a call of a kernel needs PyTorch's dispatcher, and when that would do nothing but call the kernel.
+
+The dispatcher tells everything that wants to know about an operator: ``torch.func``, tracers, fake tensors, modes such
+as a counter of FLOPs, autograd. It knows from a set of keys for each tensor and one for the thread whom to ask. Asking
+it costs a Python operator more than a small layer's arithmetic; so where its sets hold only what every call of a CPU
+operator has, the kernel is called without it.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.overrides import has_torch_function_variadic
+
+# Bound once: they are asked for every call.
+_keys, _thread_keys = torch._C._dispatch_keys, torch._C._dispatch_tls_local_include_set
+_is_compiling, _is_profiled = torch.compiler.is_compiling, torch.autograd._profiler_enabled
+
+
+def _ordinary() -> tuple[frozenset[int], frozenset[int]]:
+    # Keys of a CPU tensor, and of the thread: outside and inside of inference mode.
+    keys, thread_keys = set(), set()
+    for mode in (False, True):
+        with torch.inference_mode(mode):
+            keys.add(_keys(torch.empty(0, device="cpu")).raw_repr())
+            thread_keys.add(_thread_keys().raw_repr())
+    return frozenset(keys), frozenset(thread_keys)
+
+
+_KEYS, _THREAD_KEYS = _ordinary()
+
+
+def is_direct(*tensors: Tensor | None) -> bool:
+    """Whether the dispatcher would lead an operator on ``tensors`` right to autograd and the CPU's implementation."""
+    if (
+        _is_compiling()
+        or has_torch_function_variadic(*tensors)  # subclasses, modes of Python functions
+        or _thread_keys().raw_repr() not in _THREAD_KEYS  # other modes, torch.func, tracing
+        or forward_ad._current_level >= 0
+        or _is_profiled()  # the profiler shows operators
+    ):
+        return False
+    # Not so: tensors on other devices, sparse, fake, functional or batched ones, those negated in the view alone.
+    return all([tensor is None or _keys(tensor).raw_repr() in _KEYS for tensor in tensors])
+
+
+def records_graph(x: Tensor, threshold: Tensor, weight: Tensor | None) -> bool:
+    """Whether autograd records an operator on these tensors, for which :func:`is_direct` holds."""
+    if not torch.is_grad_enabled():
+        return False
+    wanted = x.requires_grad or threshold.requires_grad or (weight is not None and weight.requires_grad)
+    return wanted and not torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.AutogradFunctionality)
