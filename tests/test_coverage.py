@@ -48,8 +48,7 @@ def test_policies_apply_and_train_or_refuse(backbone):
         new = [model.get_submodule(r.name) for r in report.replacements]
         gradients = [p.grad for m in new for p in m.parameters()]
         assert all(g is not None and g.isfinite().all() for g in gradients)
-        without = all(r.layer == "Identity" for r in report.replacements)  # the site is left out
-        assert without or any(g.abs().sum() > 0 for g in gradients)
+        assert not gradients or any(g.abs().sum() > 0 for g in gradients)  # a control may have no parameters
     assert "none" in applied
 
 

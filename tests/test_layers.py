@@ -24,6 +24,7 @@ from whtnet.layers import (
     NormedFWHT2d,
     PreGAPFWHT2d,
     PreNormFWHT2d,
+    SeparableFWHT2d,
     SpectralLayer,
     spectral_parameter_names,
 )
@@ -56,6 +57,8 @@ def reference(layer, x, p=None):
 
         z = norm(fwht(x)) if isinstance(layer, PreGAPFWHT2d) else fwht(norm(x))
         return x + z if layer.residual else z
+    if isinstance(layer, SeparableFWHT2d):
+        return reference(layer.maps, reference(layer.channels, x))
     flags = {"kind": layer.threshold_kind, "clamp": layer.clamp, "keep_dc": layer.keep_dc, "norm": layer.norm}
     if isinstance(layer, BWHT1d):
         flags |= {"stride": layer.stride}
@@ -403,6 +406,11 @@ LAYERS = {
         {"fwht.threshold", "fwht.weight"},
     ),
     "pre-norm": (lambda **kw: PreNormFWHT2d(3, (4, 3), **kw), (2, 3, 4, 3), {"fwht.threshold", "fwht.weight"}),
+    "separable": (
+        lambda **kw: SeparableFWHT2d(4, 8, (4, 3), stride=2, block_size=2, **kw),
+        (2, 4, 4, 3),
+        {"channels.threshold", "channels.weight", "maps.threshold", "maps.weight"},
+    ),
 }
 every_layer = pytest.mark.parametrize("name", LAYERS)
 
@@ -418,7 +426,8 @@ def test_torch_fx_keeps_a_layer_whole(name):
     model, x = nn.Sequential(nn.Sequential(nn.Identity(), layer), nn.ReLU()).eval(), torch.randn(shape)
     traced = torch.fx.symbolic_trace(model)
     targets = [node.target for node in traced.graph.nodes if node.op == "call_module"]
-    assert targets[:2] == ["0.0", "0.1.fwht" if name == "pre-gap" else "0.1.norm" if name == "pre-norm" else "0.1"]
+    inside = {"pre-gap": ".fwht", "pre-norm": ".norm", "separable": ".channels"}
+    assert targets[:2] == ["0.0", f"0.1{inside.get(name, '')}"]
     assert torch.equal(traced(x), model(x))
     assert torch.equal(create_feature_extractor(model, {"1": "y"})(x)["y"], model(x))
 

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from whtnet.kernels import backend_for, set_backend
-    from whtnet.layers import BWHT1d, FWHT2d, HTPerceptron2d, PreGAPFWHT2d, PreNormFWHT2d, spectral_parameter_names
+    from whtnet.layers import (
+        BWHT1d,
+        FWHT2d,
+        HTPerceptron2d,
+        PreGAPFWHT2d,
+        PreNormFWHT2d,
+        SeparableFWHT2d,
+        spectral_parameter_names,
+    )
     from whtnet.memory import keep_freed_memory
     from whtnet.policy import Policy, apply_policy_, load_policy
     from whtnet.transforms import fwht, fwht2, hadamard_matrix, ifwht, released_order
@@ -22,6 +30,7 @@ __all__ = [
     "Policy",
     "PreGAPFWHT2d",
     "PreNormFWHT2d",
+    "SeparableFWHT2d",
     "apply_policy_",
     "backend_for",
     "fwht",

@@ -25,7 +25,7 @@ UNIFORM = "uniform"  # HT-2023's initial weights
 BLOCKS = ("shared", "separate")
 
 
-def _leaf(forward: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
+def fx_leaf(forward: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
     """``forward`` of a module that torch.fx keeps whole, as it does those of torch.nn."""
 
     @functools.wraps(forward)
@@ -204,7 +204,7 @@ class BWHT1d(SpectralLayer):
         if self.weight is not None:
             nn.init.ones_(self.weight)
 
-    @_leaf
+    @fx_leaf
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C_in, *spatial)`` → ``(N, C_out, *ceil(spatial / stride))``."""
         x = self._channels_first(x)
@@ -324,7 +324,7 @@ class FWHT2d(SpectralLayer):
         if self.weight is not None:
             nn.init.ones_(self.weight)
 
-    @_leaf
+    @fx_leaf
     def forward(self, x: Tensor) -> Tensor:
         """``(..., C, H, W)`` → ``(..., C, ceil(H / stride), ceil(W / stride))``."""
         _check_map(self, x)
@@ -349,6 +349,58 @@ class FWHT2d(SpectralLayer):
         stride = f", stride={self.stride}" if self.stride != 1 else ""
         residual = ", residual=True" if self.residual else ""
         return f"{self.size}, weight={self.weight is not None}{stride}{residual}, {super().extra_repr()}"
+
+
+class SeparableFWHT2d(nn.Module):
+    """Channels, then maps: a 1-D layer where the number of channels changes, then the 2-D layer, strided or not.
+
+    In place of a 3×3 convolution that changes the number of channels or has a stride, as in the authors' released code;
+    where it does neither this is :class:`FWHT2d`.
+
+    Shape: ``(N, C_in, H, W)`` → ``(N, C_out, ceil(H / stride), ceil(W / stride))``. The parameters of both layers:
+    ``channels``, a :class:`BWHT1d` or nothing, and ``maps``, an :class:`FWHT2d`.
+
+    Args:
+        in_channels: C_in.
+        out_channels: C_out.
+        size: the feature map going in, H = W or (H, W). The layer is bound to it.
+        stride: side of the squares over which the result is averaged.
+        block_size: of the 1-D layer, see :class:`BWHT1d`.
+        weight: have trainable weights V, initialised to 1, in both layers.
+        residual: add the 2-D layer's input to its result where it is not strided.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
+        options: further keywords that both layers have.
+
+    Raises:
+        ValueError: as both layers.
+
+    Source: BWHT (ACM TECS 2022), its authors' released layer.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        size: int | tuple[int, int],
+        *,
+        stride: int = 1,
+        block_size: int | None = None,
+        weight: bool = True,
+        residual: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        both = {"weight": weight, "device": device, "dtype": dtype, **options}
+        changes = in_channels != out_channels
+        self.channels = BWHT1d(in_channels, out_channels, block_size=block_size, **both) if changes else nn.Identity()
+        self.maps = FWHT2d(size, stride=stride, residual=residual and stride == 1, **both)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C_in, H, W)`` → ``(N, C_out, ceil(H / stride), ceil(W / stride))``."""
+        return self.maps(self.channels(x))
 
 
 class HTPerceptron2d(SpectralLayer):
@@ -428,7 +480,7 @@ class HTPerceptron2d(SpectralLayer):
         for conv in self.convs:
             conv.reset_parameters()
 
-    @_leaf
+    @fx_leaf
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C_in, H, W)`` → ``(N, C_out, H, W)``."""
         y = functional.inverse_fwht_maps(sum(self._paths(x)), x, self.norm)

@@ -1,5 +1,6 @@
 """Build the layer that a rule puts at a site, after checking that it can stand there."""
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping
@@ -9,8 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from whtnet.controls import CropOrTile
 from whtnet.extensions import call_extension, is_extension
-from whtnet.layers import BWHT1d, FWHT2d, HTPerceptron2d, NormedFWHT2d, PreGAPFWHT2d, PreNormFWHT2d
+from whtnet.layers import (
+    BWHT1d,
+    FWHT2d,
+    HTPerceptron2d,
+    NormedFWHT2d,
+    PreGAPFWHT2d,
+    PreNormFWHT2d,
+    SeparableFWHT2d,
+)
 from whtnet.policy.rules import KEEP, Policy, PolicyError, Rule
 from whtnet.policy.sites import Site
 
@@ -21,37 +31,72 @@ BLOCK_SIZES: dict[Any, Callable[[int, int], int]] = {
 }
 
 
-def _build_bwht1d(site: Site, options: dict[str, Any]) -> nn.Module:
+def _sized_block(site: Site, options: dict[str, Any]) -> dict[str, Any]:
+    """The options with the block size of the site in the place of its word."""
+    word = options.get("block_size")
+    sized = BLOCK_SIZES[word](site.input_shape[0], site.output_shape[0]) if word in BLOCK_SIZES else word
+    return options | {"block_size": sized}
+
+
+def _check_pointwise(site: Site) -> dict[str, int]:
+    """The keywords that a layer over channels takes from its site."""
     conv = site.module
-    c_in, c_out = site.input_shape[0], site.output_shape[0]
-    if (word := options.get("block_size")) in BLOCK_SIZES:
-        options = options | {"block_size": BLOCK_SIZES[word](c_in, c_out)}
     if isinstance(conv, nn.Linear):
-        return BWHT1d(c_in, c_out, channel_dim=-1, **options)
+        return {"channel_dim": -1}
     _require(conv.groups == 1, site, f"groups={conv.groups}; only a dense 1×1 convolution qualifies")
-    _require(conv.stride[0] == conv.stride[1], site, f"stride={conv.stride}; it must be the same in both dimensions")
     _require(
         conv.padding in ((0, 0), "valid", "same", 0), site, f"padding={conv.padding}; a 1×1 convolution needs none"
     )
-    return BWHT1d(c_in, c_out, stride=conv.stride[0], **options)
+    return {"stride": _square_stride(site)}
+
+
+def _square_stride(site: Site) -> int:
+    stride = site.module.stride
+    _require(stride[0] == stride[1], site, f"stride={stride}; it must be the same in both dimensions")
+    return stride[0]
+
+
+def _build_bwht1d(site: Site, options: dict[str, Any]) -> nn.Module:
+    from_site = _check_pointwise(site)
+    return BWHT1d(site.input_shape[0], site.output_shape[0], **from_site, **_sized_block(site, options))
+
+
+def _check_one_size(site: Site) -> None:
+    sizes = ", ".join("×".join(map(str, into[-2:])) for into, _ in sorted(site.maps))
+    _require(len(site.maps) == 1, site, f"a map whose size varies ({sizes}); a 2-D layer is bound to one")
+
+
+def _check_groups(site: Site) -> None:
+    conv = site.module
+    _require(conv.groups in (1, conv.in_channels), site, f"groups={conv.groups}; only dense or depthwise ones qualify")
 
 
 def _check_spatial(site: Site) -> None:
-    if len(site.maps) > 1:
-        sizes = ", ".join("×".join(map(str, into[-2:])) for into, _ in sorted(site.maps))
-        _require(False, site, f"a map whose size varies ({sizes}); a 2-D layer is bound to one")
+    _check_one_size(site)
     if isinstance(site.module, nn.Conv2d):
-        conv = site.module
+        stride = site.module.stride
         _require(
-            conv.stride == (1, 1), site, f"stride={conv.stride}; only stride 1 qualifies, add where: {{stride: 1}}"
+            stride == (1, 1),
+            site,
+            f"stride={stride}; only stride 1 qualifies, add where: {{stride: 1}}, or take SeparableFWHT2d",
         )
-        _require(
-            conv.groups in (1, conv.in_channels), site, f"groups={conv.groups}; only dense or depthwise ones qualify"
-        )
+        _check_groups(site)
     same_map = site.input_shape[1:] == site.output_shape[1:]
     _require(
         same_map, site, f"maps of {site.input_shape[1:]} in and {site.output_shape[1:]} out; they must be the same"
     )
+
+
+def _check_strided(site: Site) -> int:
+    """The stride of a convolution that makes a map as a layer of the same stride does."""
+    stride = _square_stride(site)
+    _check_groups(site)
+    for into, out in sorted(site.maps):
+        expected = tuple(-(-side // stride) for side in into[1:])
+        _require(
+            out[1:] == expected, site, f"maps of {into[1:]} in and {out[1:]} out; with stride {stride}, {expected} fits"
+        )
+    return stride
 
 
 def _check_channels(site: Site) -> None:
@@ -63,6 +108,14 @@ def _build_fwht2d(site: Site, options: dict[str, Any]) -> nn.Module:
     _check_spatial(site)
     _check_channels(site)
     return FWHT2d(site.input_shape[1:], **options)
+
+
+def _build_separable(site: Site, options: dict[str, Any]) -> nn.Module:
+    _check_one_size(site)
+    stride = _check_strided(site)
+    c_in, height, width = site.input_shape
+    sized = _sized_block(site, options)
+    return SeparableFWHT2d(c_in, site.output_shape[0], (height, width), stride=stride, **sized)
 
 
 def _build_pre_norm(site: Site, options: dict[str, Any]) -> nn.Module:
@@ -82,6 +135,15 @@ def _build_identity(site: Site, options: dict[str, Any]) -> nn.Module:
     _check_spatial(site)
     _check_channels(site)
     return nn.Identity()
+
+
+def _build_crop_or_tile(site: Site, options: dict[str, Any]) -> nn.Module:
+    block_size = _sized_block(site, options)["block_size"]  # it has no parameters, so no device and dtype
+    channels = functools.partial(CropOrTile, site.input_shape[0], site.output_shape[0], block_size=block_size)
+    if site.kind == "conv1x1":
+        return channels(**_check_pointwise(site))
+    stride = _check_strided(site)
+    return channels() if stride == 1 else nn.Sequential(channels(), nn.AvgPool2d(stride, ceil_mode=True))
 
 
 def _build_depthwise(site: Site, options: dict[str, Any]) -> nn.Module:
@@ -113,10 +175,12 @@ def _options_of(*classes: type[nn.Module]) -> dict[str, Any]:
 BUILDERS = {
     "BWHT1d": _Builder(("conv1x1",), _build_bwht1d, _options_of(BWHT1d)),
     "FWHT2d": _Builder(("conv3x3", "depthwise3x3", "squeeze_excite"), _build_fwht2d, _options_of(FWHT2d)),
+    "SeparableFWHT2d": _Builder(("conv3x3", "depthwise3x3"), _build_separable, _options_of(SeparableFWHT2d, FWHT2d)),
     "HTPerceptron2d": _Builder(("conv3x3",), _build_ht_perceptron, _options_of(HTPerceptron2d)),
     # The controls: what would happen without the layer?
     "Identity": _Builder(("conv3x3", "depthwise3x3", "squeeze_excite"), _build_identity, {}),
     "DepthwiseConv2d": _Builder(("conv3x3",), _build_depthwise, {}),
+    "CropOrTile": _Builder(("conv1x1", "conv3x3"), _build_crop_or_tile, _options_of(CropOrTile)),
     "PreGAPFWHT2d": _Builder(("before_gap",), _build_pre_gap, _options_of(NormedFWHT2d, FWHT2d)),
     "PreNormFWHT2d": _Builder(("conv3x3", "depthwise3x3"), _build_pre_norm, _options_of(NormedFWHT2d, FWHT2d)),
 }

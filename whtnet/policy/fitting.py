@@ -31,7 +31,7 @@ def fit_layers_(model: nn.Module, original: nn.Module, report: Report, images: S
 
     Every layer gets the inputs that the replaced one gets in ``original``, in evaluation mode, and L-BFGS minimises the
     mean squared difference of the outputs. A layer that this does not bring closer keeps its fresh parameters. Layers
-    before global average pooling replace nothing and stay fresh.
+    before global average pooling replace nothing and stay fresh; controls without parameters have nothing to fit.
 
     Args:
         model: after :func:`apply_policy_`.
@@ -42,9 +42,10 @@ def fit_layers_(model: nn.Module, original: nn.Module, report: Report, images: S
     original.eval()
     fits = []
     for site in report.replacements:
-        if site.kind != "before_gap":
+        layer = model.get_submodule(site.name)
+        if site.kind != "before_gap" and any(True for _ in layer.parameters()):
             pairs = list(_activations(original, site.name, images))
-            before, after = _fit_(model.get_submodule(site.name), pairs)
+            before, after = _fit_(layer, pairs)
             fits.append(SiteFit(site.name, before, after))
     return fits
 

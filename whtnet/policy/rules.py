@@ -33,9 +33,10 @@ class Rule:
 
     Attributes:
         match: kind of site, one of :data:`SITE_KINDS`.
-        replace: the layer to put there (``BWHT1d``, ``FWHT2d``, ``HTPerceptron2d``, ``PreGAPFWHT2d``,
-            ``PreNormFWHT2d``), a control (``Identity``: the site is left out; ``DepthwiseConv2d``: a depthwise 3×3
-            convolution), or ``keep`` to exempt the sites from the rules that follow.
+        replace: the layer to put there (``BWHT1d``, ``FWHT2d``, ``SeparableFWHT2d``, ``HTPerceptron2d``,
+            ``PreGAPFWHT2d``, ``PreNormFWHT2d``), a control (``Identity``: the site is left out; ``CropOrTile``: what is
+            left of ``BWHT1d`` without its transform; ``DepthwiseConv2d``: a depthwise 3×3 convolution), or ``keep`` to
+            exempt the sites from the rules that follow.
         where: conditions, all of which must hold:
             ``name``: regular expression found in the fully qualified name;
             ``part``: ``stem``, ``blocks``, ``between`` or ``head`` (before, in, between, after the residual blocks);

@@ -156,10 +156,11 @@ class _Trace(TorchDispatchMode):
         positions = [i for i, name in enumerate(self.order) if name in block_of]
         return (positions[0], positions[-1]) if positions else (len(self.order), len(self.order))
 
-    def enter(self, name: str, args: tuple[Any, ...]) -> None:
+    def enter(self, name: str, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         if name not in self.shapes and name not in self.order:
             self.order.append(name)
-        self.stack.append((name, args[0] if args and isinstance(args[0], Tensor) else None))
+        first = next(iter((*args, *keywords.values())), None)
+        self.stack.append((name, first if isinstance(first, Tensor) else None))
 
     def leave(self, name: str, output: Any) -> None:
         _, given = self.stack.pop()
@@ -181,7 +182,7 @@ def _trace(model: nn.Module, input_size: tuple[int, int, int]) -> _Trace:
     probe, images = meta_probe(model, input_size)
     trace = _Trace()
     for name, module in probe.named_modules():
-        module.register_forward_pre_hook(lambda _, args, name=name: trace.enter(name, args))
+        module.register_forward_pre_hook(lambda _, *given, name=name: trace.enter(name, *given), with_kwargs=True)
         module.register_forward_hook(lambda _, __, output, name=name: trace.leave(name, output))
     try:
         with torch.no_grad(), trace:

@@ -1,0 +1,86 @@
+"""Controls: what stands in a layer's place without its transform, to show what the transform is worth."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from whtnet.layers import fx_leaf
+
+
+class CropOrTile(nn.Module):
+    """What is left of :class:`whtnet.layers.BWHT1d` without transform, weights and thresholds: no parameters.
+
+    - ``block_size=None``, as one block: channels are padded with zeros, or cropped.
+    - ``block_size=B``, as shared blocks: an expansion puts C_out / B windows of B adjacent channels side by side,
+      spread evenly over the input (B = C_in tiles it); a projection takes the mean over every C_in // C_out adjacent
+      channels, and crops.
+
+    Shape: ``(N, C_in, *spatial)`` → ``(N, C_out, *ceil(spatial / stride))``.
+
+    Args:
+        in_channels: C_in.
+        out_channels: C_out.
+        stride: every spatial dimension is subsampled first, as a strided 1×1 convolution does.
+        block_size: B, or None for one block.
+        channel_dim: 1, or −1 for an input ``(N, *spatial, C_in)``.
+
+    Raises:
+        ValueError: for sizes below 1, another dimension, a block that does not divide both sides of an expansion; in
+            ``forward``, for an input with another number of channels.
+
+    Source: a control of our own.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        stride: int = 1,
+        block_size: int | None = None,
+        channel_dim: int = 1,
+    ) -> None:
+        super().__init__()
+        sizes = {"in_channels": in_channels, "out_channels": out_channels, "stride": stride}
+        for name, value in {**sizes, "block_size": block_size}.items():
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if channel_dim not in (1, -1):
+            raise ValueError(f"channel_dim must be 1 or -1, got {channel_dim}")
+        if block_size is not None and in_channels < out_channels and math.gcd(in_channels, out_channels) % block_size:
+            raise ValueError(f"block_size={block_size} does not divide {in_channels} and {out_channels} channels")
+        self.in_channels, self.out_channels, self.stride = in_channels, out_channels, stride
+        self.block_size, self.channel_dim = block_size, channel_dim
+
+    @fx_leaf
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C_in, *spatial)`` → ``(N, C_out, *ceil(spatial / stride))``."""
+        if x.dim() < 2 or x.shape[self.channel_dim] != self.in_channels:
+            raise ValueError(f"CropOrTile takes {self.in_channels} channels, got a tensor of shape {tuple(x.shape)}")
+        x = x.movedim(self.channel_dim, 1)
+        y = self._resized(x[(..., *(slice(None, None, self.stride),) * (x.dim() - 2))])
+        return y.movedim(1, self.channel_dim)
+
+    def _resized(self, x: Tensor) -> Tensor:
+        missing = self.out_channels - self.in_channels
+        if missing <= 0:
+            group = 1 if self.block_size is None else self.in_channels // self.out_channels
+            kept = x[:, : group * self.out_channels]
+            return kept if group == 1 else kept.unflatten(1, (self.out_channels, group)).mean(2)
+        if self.block_size is None:
+            return F.pad(x, (*(0, 0) * (x.dim() - 2), 0, missing))
+        return torch.cat([x.narrow(1, start, self.block_size) for start in self._starts()], 1)
+
+    def _starts(self) -> list[int]:
+        """Of the windows, as the released layer places them."""
+        windows = self.out_channels // self.block_size
+        return [i * (self.in_channels - self.block_size) // max(1, windows - 1) for i in range(windows)]
+
+    def extra_repr(self) -> str:
+        """Channels and settings, as torch.nn layers show theirs."""
+        channel_dim = ", channel_dim=-1" if self.channel_dim == -1 else ""
+        return (
+            f"{self.in_channels}, {self.out_channels}, block_size={self.block_size}, stride={self.stride}{channel_dim}"
+        )
