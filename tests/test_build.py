@@ -28,7 +28,8 @@ case "$*" in *--version*) echo fake 1.0; exit;; esac
 echo x >> {log}
 {before}
 for last; do :; done
-code='extern "C" {{ int whtnet_layer() {{ return 0; }} const char* whtnet_job_fields() {{ return "{fields}"; }} }}'
+code='extern "C" {{ int whtnet_forward() {{ return 0; }} int whtnet_backward() {{ return 0; }}'
+code="$code"' void whtnet_use_openmp() {{}} const char* whtnet_job_fields() {{ return "{fields}"; }} }}'
 echo "$code" | {gxx} -shared -fPIC -x c++ - -o "$last"
 """
 
@@ -65,7 +66,7 @@ def load():
     """Load the kernel and return the warning."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        assert build.load_library().whtnet_layer() == 0
+        assert build.load_library().whtnet_forward() == 0
     return " ".join(str(w.message) for w in caught)
 
 

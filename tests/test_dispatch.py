@@ -64,7 +64,9 @@ def test_plain_calls_are_direct(mode, monkeypatch):
         with torch.autocast("cpu"):
             torch.testing.assert_close(functional.fwht2d(x, t, v), wanted)
         for make in LAYERS.values():
-            assert make()(x).isfinite().all()
+            y = make()(x)
+            assert y.isfinite().all()
+            assert y.is_inference() == (mode is torch.inference_mode)
 
 
 @pytest.mark.parametrize("which", LAYERS)
@@ -106,7 +108,7 @@ def test_fake_tensors(which):
         assert type(y).__name__ == "FakeTensor"
         assert (y.shape, y.stride(), y.dtype) == (wanted.shape, wanted.stride(), wanted.dtype)
     x = mode.from_tensor(x)
-    assert not is_direct(x, *layer.parameters())
+    assert not is_direct(x, layer.threshold, layer.weight)
     assert not is_direct(torch.empty(2, 3, 4, 4), mode.from_tensor(torch.rand(4, 4)), None)
 
 

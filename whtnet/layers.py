@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import torch
-import torch.fx
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn import functional as F
 
 from whtnet import functional, kernels
@@ -30,7 +30,7 @@ def fx_leaf(forward: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor],
 
     @functools.wraps(forward)
     def forward_or_node(self: nn.Module, x: Tensor) -> Tensor:
-        if isinstance(x, torch.fx.Proxy):
+        if isinstance(x, Proxy):
             return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x,), {})
         return forward(self, x)
 
@@ -52,6 +52,11 @@ class SpectralLayer(nn.Module):
             raise ValueError(f"unknown norm {norm!r}; choose one of {', '.join(functional.NORMS)}")
         self.options = functional.Options(threshold, clamp, keep_dc, norm)
         self.initial_threshold = initial_threshold
+
+    def _own(self, name: str) -> Tensor | None:
+        # As getattr(self, name), without the detour that nn.Module takes to a parameter that is one.
+        parameter = self._parameters.get(name)
+        return getattr(self, name) if parameter is None else parameter
 
     @property
     def threshold_kind(self) -> str:
@@ -209,7 +214,7 @@ class BWHT1d(SpectralLayer):
         """``(N, C_in, *spatial)`` → ``(N, C_out, *ceil(spatial / stride))``."""
         x = self._channels_first(x)
         layer = functional.shared_bwht1d if self.shared else kernels.bwht1d
-        y = layer(x, self.threshold, self.weight, self.out_channels, self.stride, self.options)
+        y = layer(x, self._own("threshold"), self._own("weight"), self.out_channels, self.stride, self.options)
         if self.interleave:
             y = functional.channel_interleave(y, self.block_size)
         return y.movedim(1, -1) if self.channel_dim == -1 else y
@@ -332,7 +337,7 @@ class FWHT2d(SpectralLayer):
             wide = x.to(torch.promote_types(x.dtype, torch.float32))
             y = kernels.fwht2d(wide, self.threshold, self.weight, self.options)
             return _average_pool(y, self.stride).to(x.dtype)
-        y = kernels.fwht2d(x, self.threshold, self.weight, self.options)
+        y = kernels.fwht2d(x, self._own("threshold"), self._own("weight"), self.options)
         return x + y if self.residual else y
 
     def coefficients(self, x: Tensor) -> Tensor:

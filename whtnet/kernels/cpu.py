@@ -8,6 +8,7 @@ import ctypes
 import functools
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,15 +60,24 @@ def available() -> bool:
 available._dynamo_marked_constant = True
 
 
-def _load() -> tuple[ctypes._CFuncPtr, tuple[int | None, int | None]]:
+@dataclass(frozen=True)
+class _Functions:
+    # Of csrc/spectral.cpp.
+    forward: ctypes._CFuncPtr
+    backward: ctypes._CFuncPtr
+
+
+def _load() -> _Functions:
     library = load_library()
     library.whtnet_job_fields.restype = ctypes.c_char_p
     if (theirs := library.whtnet_job_fields().decode().split()) != [*_JOB_FIELDS, "|", *_SIDE_FIELDS]:
         raise KernelError(f"the compiled kernel takes another job: {' '.join(theirs)}; remove it, it is compiled again")
-    function = library.whtnet_layer
-    function.argtypes = [ctypes.c_void_p] * 8 + [ctypes.c_int] + [ctypes.c_void_p] * 2
-    function.restype = ctypes.c_int
-    return function, _openmp()
+    library.whtnet_use_openmp.argtypes = [ctypes.c_void_p] * 2
+    library.whtnet_use_openmp(*_openmp())
+    functions = _Functions(library.whtnet_forward, library.whtnet_backward)
+    functions.forward.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_int]
+    functions.backward.argtypes = [ctypes.c_void_p] * 8 + [ctypes.c_int]
+    return functions
 
 
 _kernel = LazyKernel("cpu", _load)
@@ -83,6 +93,10 @@ def _openmp() -> tuple[int | None, int | None]:
     except (OSError, AttributeError):
         return None, None
     return tuple(ctypes.cast(f, ctypes.c_void_p).value for f in functions)
+
+
+# Without the dispatcher, as the code that PyTorch's compiler generates allocates: at half the cost.
+_empty = torch._C._dynamo.guards._empty_strided_cpu
 
 
 # -- operators --------------------------------------------------------------------------------------------------------
@@ -133,48 +147,48 @@ def bwht1d_backward(
 
 
 def _forward(job: "_Job", x: Tensor, threshold: Tensor, weight: Tensor | None) -> Tensor:
-    y = x.new_empty_strided(*job.result)
-    _run(job, x, None, threshold, weight, y, None, None)
+    y = _empty(*job.result, x.dtype)
+    if address := x.data_ptr():  # else there is nothing in it
+        threshold = threshold.contiguous()
+        weight = None if weight is None else weight.contiguous()
+        status = _kernel.get().forward(
+            ctypes.addressof(job),
+            address,
+            threshold.data_ptr(),
+            None if weight is None else weight.data_ptr(),
+            y.data_ptr(),
+            torch.get_num_threads(),
+        )
+        _check(status)
     return y
 
 
 def _backward(
     job: "_Job", x: Tensor, grad: Tensor, threshold: Tensor, weight: Tensor | None, gx: Tensor
 ) -> tuple[Tensor, Tensor]:
-    gt = torch.zeros_like(threshold, memory_format=torch.contiguous_format)
-    gv = torch.zeros_like(gt) if weight is not None else gt.new_empty(0)
-    _run(job, x, grad, threshold, weight, gx, gt, gv)
+    threshold = threshold.contiguous()
+    weight = None if weight is None else weight.contiguous()
+    gt = torch.empty_like(threshold)
+    gv = threshold.new_empty(0) if weight is None else torch.empty_like(weight)
+    if address := x.data_ptr():
+        status = _kernel.get().backward(
+            ctypes.addressof(job),
+            address,
+            grad.data_ptr(),
+            threshold.data_ptr(),
+            None if weight is None else weight.data_ptr(),
+            gx.data_ptr() or None,
+            gt.data_ptr(),
+            gv.data_ptr() or None,
+            torch.get_num_threads(),
+        )
+        _check(status)
+    else:  # nothing to sum
+        gt.zero_(), gv.zero_()
     return gt, gv
 
 
-def _run(
-    job: "_Job",
-    x: Tensor,
-    grad: Tensor | None,
-    threshold: Tensor,
-    weight: Tensor | None,
-    out: Tensor,
-    grad_threshold: Tensor | None,
-    grad_weight: Tensor | None,
-) -> None:
-    address = x.data_ptr()
-    if address == 0:  # nothing in it
-        return
-    threshold = threshold.contiguous()
-    weight = None if weight is None else weight.contiguous()
-    function, openmp = _kernel.get()
-    status = function(
-        ctypes.addressof(job),
-        address,
-        None if grad is None else grad.data_ptr(),
-        threshold.data_ptr(),
-        None if weight is None else weight.data_ptr(),
-        out.data_ptr() or None,
-        None if grad_threshold is None else grad_threshold.data_ptr(),
-        None if grad_weight is None else grad_weight.data_ptr() or None,
-        torch.get_num_threads(),
-        *openmp,
-    )
+def _check(status: int) -> None:
     if status != 0:
         raise MemoryError("the kernel has no memory for its scratch space")
 
@@ -272,7 +286,7 @@ def _strided(shape: tuple[int, ...], layout: torch.memory_format) -> tuple[tuple
     for dim in reversed(order):
         strides[dim] = step
         step *= max(shape[dim], 1)
-    return shape, tuple(strides)
+    return tuple(shape), tuple(strides)
 
 
 def _log2(n: int) -> int:

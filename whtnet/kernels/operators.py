@@ -110,7 +110,7 @@ class _LayerFunction(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True: the reference is differentiable any number of times
             gx, gt, gv = _reference_gradient(lambda *inputs: cls.reference(*inputs, *ctx.others), inputs, grad)
         else:
-            gradient = cls.kernel_gradient if is_direct(grad, *inputs) else cls.operator_gradient
+            gradient = cls.kernel_gradient if is_direct(*inputs, grad) else cls.operator_gradient
             gx, gt, gv = gradient(grad, wanted, *inputs, *ctx.others)
         return None, gx if wanted else None, gt, None if inputs[2] is None else gv, *(None,) * len(ctx.others)
 

@@ -23,9 +23,9 @@ def takes(x: Tensor, parameters: Iterable[Tensor | None], points: int, dtypes: C
 
 def as_stored(x: Tensor) -> tuple[Tensor, torch.memory_format]:
     """The input in a memory format that kernels read, without a copy if it is in one, and that format."""
-    if is_channels_last(x):
-        return x, torch.channels_last
-    return x.contiguous(), torch.contiguous_format
+    if x.is_contiguous():
+        return x, torch.contiguous_format
+    return (x, torch.channels_last) if is_channels_last(x) else (x.contiguous(), torch.contiguous_format)
 
 
 def empty_like_input(x: Tensor) -> Tensor:

@@ -44,20 +44,7 @@ template <class R, class S> int run(const Job& job, const Arrays& a, void* gt, v
                              : run_layer<PointsLayer<R, S>, R>(job, a, gt, gv, threads);
 }
 
-}  // namespace
-
-// The names of the fields of a job, and of each of its sides.
-#define NAME(name) #name " "
-extern "C" const char* whtnet_job_fields() { return JOB_FIELDS(NAME) "| " SIDE_FIELDS(NAME); }
-#undef NAME
-
-// Forward where `gy` is null: out = layer(x). Otherwise the gradients: out (may be null) of x, gt of t, gv of v.
-// Returns 0, or 1 if there was no memory.
-extern "C" int whtnet_layer(const Job* described, const void* x, const void* gy, const void* t, const void* v, void* out,
-                            void* gt, void* gv, int count, void* fork, void* number) try {
-  const Job& job = *described;
-  const Arrays arrays{x, gy, t, v, out};
-  const Threads threads{count, (Fork)fork, (ThreadNumber)number};
+int run(const Job& job, const Arrays& arrays, void* gt, void* gv, const Threads& threads) try {
   switch (job.dtype) {
     case 0: return run<float, float>(job, arrays, gt, gv, threads);
     case 1: return run<float, BFloat16>(job, arrays, gt, gv, threads);
@@ -65,4 +52,29 @@ extern "C" int whtnet_layer(const Job* described, const void* x, const void* gy,
   }
 } catch (...) {
   return 1;
+}
+
+Threads openmp{};  // fork and number of the runtime in use, or nulls
+
+}  // namespace
+
+// The names of the fields of a job, and of each of its sides.
+#define NAME(name) #name " "
+extern "C" const char* whtnet_job_fields() { return JOB_FIELDS(NAME) "| " SIDE_FIELDS(NAME); }
+#undef NAME
+
+// The OpenMP runtime whose threads the layers use; without a call of it, threads of our own.
+extern "C" void whtnet_use_openmp(void* fork, void* number) {
+  openmp.fork = (Fork)fork, openmp.number = (ThreadNumber)number;
+}
+
+// Forward: out = layer(x). Returns 0, or 1 if there was no memory.
+extern "C" int whtnet_forward(const Job* job, const void* x, const void* t, const void* v, void* out, int count) {
+  return run(*job, {x, nullptr, t, v, out}, nullptr, nullptr, {count, openmp.fork, openmp.number});
+}
+
+// Gradients, for the gradient gy of the result: gx (may be null) of x, gt of t, gv of v.
+extern "C" int whtnet_backward(const Job* job, const void* x, const void* gy, const void* t, const void* v, void* gx,
+                               void* gt, void* gv, int count) {
+  return run(*job, {x, gy, t, v, gx}, gt, gv, {count, openmp.fork, openmp.number});
 }
