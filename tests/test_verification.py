@@ -8,10 +8,12 @@ from test_tables import COUNTED, SPEC, record, results_of, write_spec
 
 from whtnet import verification
 from whtnet.experiment import Experiment
-from whtnet.records import put_record
+from whtnet.policy import shipped_policies
+from whtnet.records import put_record, write_json
 from whtnet.runs import run
 from whtnet.tables import (
     command_for,
+    count_rows,
     count_training_rows,
     draw_figures,
     rendered,
@@ -20,7 +22,7 @@ from whtnet.tables import (
     write_tables,
 )
 from whtnet.tracking import NullSink
-from whtnet.verification import check_counts, check_files, check_readme, check_records, check_weights
+from whtnet.verification import check_counts, check_files, check_readme, check_records, check_rows, check_weights
 
 TINY = ["dataset=synthetic", "dataset.size=8", "dataset.train_size=32", "dataset.test_size=16", "device=cpu"]
 TINY += ["backbone=resnet20", "policy=none", "trainer=short", "trainer.epochs=1", "trainer.precision=fp32"]
@@ -53,18 +55,70 @@ def test_records_that_replay(trained, tmp_path):
     assert name == f"mine/{path.name}"
 
 
-def test_counts_on_built_models(tmp_path):
+@pytest.fixture(scope="module")
+def published_counts(tmp_path_factory):
+    """A table of published counts, one of them wrong, and what is counted for it."""
     text = "title: P\nkind: parameters\nrows:\n"
     for name, published in (("right", 273_066), ("wrong", 273_067)):
         text += f"  - {{id: {name}, backbone: resnet20, policy: none, count: trainable, published: {published}}}\n"
-    published = write_spec(tmp_path, text)
+    spec = write_spec(tmp_path_factory.mktemp("specs"), text)
+    return spec, count_rows(spec, resnet20, lambda step: None)
+
+
+def resnet20(_row):
+    return {"name": "resnet20"}
+
+
+def test_counts_on_built_models(published_counts, tmp_path):
+    spec, counted = published_counts
+    write_json(tmp_path / "mine.json", {"rows": counted, "families": []})
     steps = []
-    checks = list(
-        check_counts([published], results_of(tmp_path), compose_config, lambda _: {"name": "resnet20"}, steps.append)
-    )
+    checks = list(check_counts([spec], results_of(tmp_path), compose_config, resnet20, steps.append))
     assert [check.outcome for check in checks] == ["passed", "failed"]
     assert checks[1].reason == "273,066 is not 273,067"
     assert steps == ["right", "wrong"]
+
+
+def test_published_counts_that_were_changed_by_hand(published_counts, tmp_path):
+    spec, (right, wrong) = published_counts
+    write_json(tmp_path / "mine.json", {"rows": [{**right, "ours": 1}, wrong], "families": []})
+    found = failures(check_counts([spec], results_of(tmp_path), compose_config, resnet20, lambda step: None))
+    assert found["mine: right"] == "results/mine.json says other numbers"
+
+
+@pytest.mark.parametrize(
+    ("text", "stored", "lacks", "strays"),
+    [
+        (SPEC, {"rows": {"a": [], "old": [], "c": []}}, "b", "old"),
+        ("title: R\nkind: released\nrows: [{id: a}, {id: b}]", {"rows": [{"id": "b"}, {"id": "old"}]}, "a", "old"),
+        (
+            "title: S\nkind: speed\nrows: []\nnetworks: [{label: a}, {label: b}]",
+            {"networks": [{"label": "b"}, {"label": "old"}]},
+            "a",
+            "old",
+        ),
+    ],
+    ids=["training", "released", "speed"],
+)
+def test_rows_that_were_renamed(tmp_path, text, stored, lacks, strays):
+    spec = write_spec(tmp_path, text)
+    assert list(check_rows([spec], results_of(tmp_path))) == []  # nothing was measured
+    write_json(tmp_path / "mine.json", stored)
+    reason = failures(check_rows([spec], results_of(tmp_path)))["rows of table mine"]
+    assert f"lacks {lacks}, and has what is no row any more: {strays};" in reason
+    assert "TABLE=mine ARGS=--update" in reason
+
+
+def test_policies_that_were_not_counted(tmp_path):
+    spec = write_spec(tmp_path, "title: C\nkind: coverage\nrows: [{id: resnet20}]")
+    pairs = [{"backbone": "resnet20", "policy": name} for name in shipped_policies()]
+    write_json(tmp_path / "mine.json", {"pairs": pairs})
+    assert failures(check_rows([spec], results_of(tmp_path))) == {}
+    write_json(tmp_path / "mine.json", {"pairs": pairs[1:]})
+    assert (
+        f"lacks {pairs[0]['policy']} on resnet20;"
+        in failures(check_rows([spec], results_of(tmp_path)))["rows of table mine"]
+    )
 
 
 def test_costs_of_training_tables(tmp_path):

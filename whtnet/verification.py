@@ -28,6 +28,7 @@ from whtnet.tables import (
     is_equal,
     measure_released,
     rendered,
+    rows,
     stored_tables,
     with_table,
 )
@@ -94,14 +95,27 @@ def check_counts(
     """
     for spec in specs:
         if spec.kind == "parameters":
+            stored = (results.measured(spec) or {}).get("rows", ())
             for row in count_rows(spec, backbone_settings, on_step):
-                problem = "" if row["ours"] == row["published"] else f"{row['ours']:,} is not {row['published']:,}"
+                problem = "" if row in stored else f"results/{spec.name}.json says other numbers"
+                problem = problem if row["ours"] == row["published"] else f"{row['ours']:,} is not {row['published']:,}"
                 yield passed_or_failed(f"{spec.name}: {row['id']}", problem)
         elif spec.counted:
             counted, stored = count_training_rows(spec, compose, on_step), results.counts(spec)
             for row, costs in counted.items():
                 problem = "" if stored.get(row) == costs else f"results/{spec.name}.json says other numbers"
                 yield passed_or_failed(f"{spec.name}: {row}", problem)
+
+
+def check_rows(specs: Iterable[TableSpec], results: Results) -> Iterator[Check]:
+    """What was counted and measured is of the rows that the tables have today: of all of them, and of no others."""
+    for spec in specs:
+        if (stored := results.measured(spec)) is not None:
+            wanted, found = rows.specified(spec), rows.measured(spec, stored)
+            parts = (("lacks", wanted - found), ("has what is no row any more:", found - wanted))
+            problem = ", and ".join(f"{verb} {', '.join(sorted(names))}" for verb, names in parts if names)
+            problem = problem and f"results/{spec.name}.json {problem}; `{command_for(spec)} ARGS=--update`"
+            yield passed_or_failed(f"rows of table {spec.name}", problem)
 
 
 def check_files(specs: Sequence[TableSpec], results: Results) -> Iterator[Check]:
@@ -151,13 +165,13 @@ def check_released(specs: Iterable[TableSpec], on_step: Callable[[str], None]) -
     for spec in (spec for spec in specs if spec.kind == "released"):
         try:
             folder = released_folder()
-            rows = measure_released(spec, folder, on_step)
+            found = measure_released(spec, folder, on_step)
         except (DatasetNotFoundError, ReleasedFilesNotFoundError) as error:
             yield Check(spec.name, SKIPPED, str(error))
         except UserError as error:
             yield Check(spec.name, FAILED, str(error))
         else:
-            for row in rows:
+            for row in found:
                 problem = f"{row['ours']:.2f} % are right, the log says {row['best']:.2f} %"
                 yield passed_or_failed(f"{spec.name}: {row['id']}", "" if is_equal(row) else problem)
 

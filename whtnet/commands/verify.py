@@ -1,8 +1,8 @@
 """Check what the project publishes, without training: ``whtnet verify``.
 
-Records replay, published counts are those of the built models, results/ and README.md hold what the records render to,
-committed weights give their records' accuracies, and HT-2023's released networks those of their logs, where files and
-data are at hand. Exits with 1 if anything failed.
+Records replay, counts are those of the built models and of the tables' rows, results/ and README.md hold what the records
+render to, committed weights give their records' accuracies, and HT-2023's released networks those of their logs, where
+files and data are at hand. Exits with 1 if anything failed.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from whtnet.verification import (
     check_readme,
     check_records,
     check_released,
+    check_rows,
     check_weights,
     counts_again,
 )
@@ -43,6 +44,7 @@ def main() -> None:
             specs, results, compose_config, backbone_settings, lambda step: bar(next(done) / total, step)
         )
         found += _show("counts on built models", counted)
+    found += _show("rows of what was measured", check_rows(specs, results))
     found += _show("files in results/", check_files(specs, results))
     if (ROOT / "README.md").is_file():  # not where the package is installed
         found += _show("tables in README.md", check_readme(specs, results, ROOT / "README.md"))

@@ -1,5 +1,6 @@
 """Tables: what they hold (`spec`), what was measured (`counts`, `training`, `speed`), how they look (`render`)."""
 
+from whtnet.tables import rows
 from whtnet.tables.compare import comparisons
 from whtnet.tables.counts import (
     count_coverage,
@@ -49,6 +50,7 @@ __all__ = [
     "parameter_tables",
     "place",
     "rendered",
+    "rows",
     "run_overrides",
     "speed_tables",
     "spread",
