@@ -85,7 +85,8 @@ def test_numbers_lists_and_order_do_not_matter(lr, padding, milestones, random):
     written = {"epochs": 4, "lr": lr, "milestones": milestones, "ema_decay": 0, "gamma": 1}
     names = list(written)
     random.shuffle(names)
-    other = {name: written[name] for name in names} | {"lr": float(lr), "milestones": tuple(milestones), "gamma": 1.0}
+    otherwise = {"lr": float(lr), "milestones": tuple(milestones), "gamma": [1.0] * len(milestones)}
+    other = {name: written[name] for name in names} | otherwise
     written["opt_options"], other["opt_options"] = {}, None
     data = {"name": "synthetic", "crop_padding": padding, "mean": [0, 0, 1]}
     moved = {"mean": (0.0, 0.0, 1.0), "crop_padding": padding, "name": "synthetic", "flip": False}

@@ -1,8 +1,8 @@
 """Check what the project publishes, without training: ``whtnet verify``.
 
-Records replay, counts are those of the built models and of the tables' rows, results/ and README.md hold what the records
-render to, committed weights give their records' accuracies, and HT-2023's released networks those of their logs, where
-files and data are at hand. Exits with 1 if anything failed.
+Records replay, counts are those of the built models and of the tables' rows, results/ and README.md hold what the
+records render to, committed weights give their records' accuracies, and HT-2023's released networks those of their
+logs, where files and data are at hand. Exits with 1 if anything failed.
 """
 
 import argparse

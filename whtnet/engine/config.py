@@ -97,11 +97,13 @@ class TrainConfig:
             raise ConfigError(f"trainer.milestones are fractions of the epochs, got {self.milestones}")
         if len(self.gammas) != len(self.milestones):
             raise ConfigError(f"trainer.gamma has {len(self.gammas)} factors for {len(self.milestones)} milestones")
+        if len(set(self.gammas)) <= 1:  # one schedule, one way to say it
+            object.__setattr__(self, "gamma", next(iter(self.gammas), TrainConfig.gamma))
         options = self.opt_options or {}
         if reserved := sorted({"lr", "weight_decay", "opt"} & set(options)):
             raise ConfigError(f"trainer.opt_options can't have {reserved[0]}, which is trainer.{reserved[0]}")
         if self.opt != "sgd" or options:
-            from whtnet.engine.optimisation import check_optimizer  # it needs timm, which takes its time
+            from whtnet.engine.optimizers import check_optimizer  # it needs timm, which takes its time
 
             check_optimizer(self.opt, options)
 

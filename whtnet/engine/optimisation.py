@@ -1,47 +1,24 @@
 """Optimiser, its learning rate at every step, and the norm of the gradients: timm's and PyTorch's, as settings say.
 
-The settings and the training loop import this late, because timm takes its time.
+The training loop imports this late, because timm takes its time.
 """
 
-import difflib
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
+from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler, PolyLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from whtnet.engine.config import TrainConfig
 from whtnet.layers import spectral_parameter_names
-from whtnet.settings import ConfigError
-
-if TYPE_CHECKING:
-    from whtnet.engine.config import TrainConfig
 
 
-def check_optimizer(opt: str, options: Mapping[str, Any]) -> None:
-    """Make the optimiser, for a parameter that nobody needs.
-
-    Raises:
-        ConfigError: if timm has none of that name, it needs a package that isn't here, it doesn't take the options, or
-            it needs second derivatives, which the training loop doesn't compute.
-    """
-    if opt not in (names := list_optimizers()):
-        near = difflib.get_close_matches(opt, names, n=4) or ["sgd", "adamw", "lamb", "muon"]
-        raise ConfigError(f"unknown trainer.opt {opt!r}; did you mean {', '.join(near)}? They are those of timm.optim")
-    if get_optimizer_info(opt).second_order:
-        raise ConfigError(f"trainer.opt={opt} needs second derivatives, which are not computed here; choose another")
-    try:
-        create_optimizer_v2([nn.Parameter(torch.zeros(2, 2))], opt=opt, lr=0.1, **options)
-    except Exception as error:  # of any kind: they come from the optimisers of several libraries
-        given = f" with trainer.opt_options={dict(options)}" if options else ""
-        raise ConfigError(f"trainer.opt={opt}{given} can't be: {error or repr(error)}") from error
-
-
-def parameter_groups(model: nn.Module, config: "TrainConfig") -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     """The trainable parameters by their ``weight_decay`` and ``lr_scale`` (see :class:`TrainConfig`).
 
     Thresholds and transform-domain weights have ``use_fallback``: each of their values acts by itself, so that timm's
@@ -65,7 +42,7 @@ def parameter_groups(model: nn.Module, config: "TrainConfig") -> list[dict[str, 
     ]
 
 
-def make_optimizer(model: nn.Module, config: "TrainConfig") -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """The optimiser of the trainable parameters."""
     options = {"nesterov": config.nesterov} if config.opt == "sgd" else {}
     options |= config.opt_options or {}
@@ -75,7 +52,7 @@ def make_optimizer(model: nn.Module, config: "TrainConfig") -> torch.optim.Optim
     )
 
 
-def make_schedule(config: "TrainConfig", optimizer: torch.optim.Optimizer, steps_per_epoch: int) -> Scheduler:
+def make_schedule(config: TrainConfig, optimizer: torch.optim.Optimizer, steps_per_epoch: int) -> Scheduler:
     """The schedule, which has no state: its ``step_update(step)`` sets the rates of a step, counted from 0."""
     total = config.epochs * steps_per_epoch
     rise = config.warmup * total
