@@ -28,7 +28,7 @@ from whtnet.tables import (
     to_latex,
     to_markdown,
     to_rich,
-    update_readme,
+    update_page,
     write_tables,
 )
 from whtnet.tables.training import pareto_front
@@ -336,20 +336,20 @@ def test_readme_marks(tmp_path):
     def spec(name="t", **front):
         return TableSpec(name, "T", "training", (), front=front)
 
-    update_readme(readme, spec(), table)
-    update_readme(readme, spec(), table)
+    update_page(readme, spec(), [table])
+    update_page(readme, spec(), [table])
     text = readme.read_text()
     block = "| a | b |\n| :--- | :--- |\n| 1 | 2 |\n| 3 | 4 |"
     assert text == f"before\n<!-- table: t -->\n{block}\n<!-- end -->\nafter <!-- end -->\n"
-    update_readme(readme, spec("other"), table)
+    update_page(readme, spec("other"), [table])
     assert readme.read_text() == text
-    update_readme(readme, spec(columns=["b"], rows=["two"]), table)
+    update_page(readme, spec(columns=["b"], rows=["two"]), [table])
     assert "-->\n| b |\n| :--- |\n| 4 |\n<!--" in readme.read_text()
     with pytest.raises(TableError, match="front names 'three'"):
-        update_readme(readme, spec(rows=["three"]), table)
+        update_page(readme, spec(rows=["three"]), [table])
     readme.write_text("<!-- table: t -->\n")
     with pytest.raises(UserError, match="end"):
-        update_readme(readme, spec(), table)
+        update_page(readme, spec(), [table])
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,11 @@ from whtnet.tables import (
     draw_figures,
     rendered,
     stored_tables,
-    update_readme,
+    update_page,
     write_tables,
 )
 from whtnet.tracking import NullSink
-from whtnet.verification import check_counts, check_files, check_readme, check_records, check_rows, check_weights
+from whtnet.verification import check_counts, check_files, check_pages, check_records, check_rows, check_weights
 
 TINY = ["dataset=synthetic", "dataset.size=8", "dataset.train_size=32", "dataset.test_size=16", "device=cpu"]
 TINY += ["backbone=resnet20", "policy=none", "trainer=short", "trainer.epochs=1", "trainer.precision=fp32"]
@@ -151,10 +151,10 @@ def test_a_readme_that_was_changed_by_hand(tmp_path):
     spec, results = write_spec(tmp_path, SPEC), results_of(tmp_path, [record("a", 0, 90.0)])
     readme = tmp_path / "README.md"
     readme.write_text("<!-- table: mine -->\n<!-- end -->\n")
-    update_readme(readme, spec, stored_tables(spec, results)[0])
-    assert [check.outcome for check in check_readme([spec], results, readme)] == ["passed"]
+    update_page(readme, spec, stored_tables(spec, results))
+    assert [check.outcome for check in check_pages([spec], results, [readme])] == ["passed"]
     readme.write_text(readme.read_text().replace("90.00", "95.00"))
-    assert list(failures(check_readme([spec], results, readme))) == ["README.md: table mine"]
+    assert list(failures(check_pages([spec], results, [readme]))) == ["README.md: table mine"]
 
 
 def test_weights_give_what_their_record_says(trained, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Whether what the project publishes holds, checked in a minute or two without training anything."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from whtnet.tables import (
     rendered,
     rows,
     stored_tables,
-    with_table,
+    with_tables,
 )
 
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
@@ -145,14 +146,16 @@ def _files(results: Path) -> set[str]:
     return {path.as_posix() for path in paths if path.parts[0] not in _NO_TABLES}
 
 
-def check_readme(specs: Iterable[TableSpec], results: Results, readme: Path) -> Iterator[Check]:
-    """The tables in the README are those of the results."""
-    text = readme.read_text(encoding="utf-8")
+def check_pages(specs: Iterable[TableSpec], results: Results, pages: Iterable[Path]) -> Iterator[Check]:
+    """The tables in the README and the guide are those of the results."""
+    texts = {page: page.read_text(encoding="utf-8") for page in pages}
     for spec in specs:
-        if f"<!-- table: {spec.name} -->" in text:
-            same = with_table(text, spec, stored_tables(spec, results)[0], readme) == text
+        shown = [page for page, text in texts.items() if re.search(rf"<!-- table: {spec.name}(-\d+)? -->", text)]
+        tables = stored_tables(spec, results) if shown else []
+        for page in shown:
+            same = with_tables(texts[page], spec, tables, page) == texts[page]
             remedy = f"`{command_for(spec)} ARGS='--update --no-training'` puts the table back"
-            yield passed_or_failed(f"{readme.name}: table {spec.name}", "" if same else remedy)
+            yield passed_or_failed(f"{page.name}: table {spec.name}", "" if same else remedy)
 
 
 def check_released(specs: Iterable[TableSpec], on_step: Callable[[str], None]) -> Iterator[Check]:

@@ -39,11 +39,12 @@ from whtnet.tables import (
     measure_layers,
     measure_released,
     measure_speed,
+    pages,
     run_overrides,
     stored_tables,
     table_names,
     to_rich,
-    update_readme,
+    update_page,
     write_tables,
 )
 from whtnet.tracking import RunInfo, make_sink
@@ -310,6 +311,7 @@ _MEASURE = {
     "speed": _measure_speed,
     "released": _measure_released,
     "layers": _measure_layers,
+    "study": _measure_nothing,
     "verdicts": _measure_nothing,
 }
 
@@ -321,7 +323,8 @@ def _publish(spec: TableSpec, folders: Folders, arguments: argparse.Namespace) -
     draw_figures(spec, results, folders.own / "figures")
     compared = []
     if folders.update:
-        update_readme(folders.root / "README.md", spec, tables[0])
+        for page in pages(folders.root):
+            update_page(page, spec, tables)
     else:
         compared = comparisons(spec, folders.reference(), folders.yours())
     for table in [*tables, *compared]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from whtnet.commands.compose import ROOT, backbone_settings, compose_config
 from whtnet.console import ProgressView, console, exit_on_user_error
-from whtnet.tables import Identities, Results
+from whtnet.tables import Identities, Results, pages
 from whtnet.verification import (
     FAILED,
     PASSED,
@@ -21,7 +21,7 @@ from whtnet.verification import (
     Check,
     check_counts,
     check_files,
-    check_readme,
+    check_pages,
     check_records,
     check_released,
     check_rows,
@@ -46,8 +46,8 @@ def main() -> None:
         found += _show("counts on built models", counted)
     found += _show("rows of what was measured", check_rows(specs, results))
     found += _show("files in results/", check_files(specs, results))
-    if (ROOT / "README.md").is_file():  # not where the package is installed
-        found += _show("tables in README.md", check_readme(specs, results, ROOT / "README.md"))
+    if shown := pages(ROOT):  # not where the package is installed
+        found += _show("tables in README.md and docs/", check_pages(specs, results, shown))
     total, done = sum(len(spec.rows) for spec in specs if spec.kind == "released"), itertools.count()
     with ProgressView() as view:
         bar = view.task("released networks")

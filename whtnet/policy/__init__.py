@@ -2,6 +2,7 @@
 
 from whtnet.policy.apply import apply_policy_
 from whtnet.policy.canonical import canonical_policy, explicit_policy
+from whtnet.policy.choosing import choose_sites
 from whtnet.policy.fitting import SiteFit, fit_layers_
 from whtnet.policy.report import Replacement, Report
 from whtnet.policy.rules import Policy, PolicyError, Rule, load_policy, shipped_policies
@@ -18,6 +19,7 @@ __all__ = [
     "SiteMap",
     "apply_policy_",
     "canonical_policy",
+    "choose_sites",
     "explicit_policy",
     "find_sites",
     "fit_layers_",

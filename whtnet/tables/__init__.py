@@ -10,7 +10,7 @@ from whtnet.tables.counts import (
     parameter_tables,
 )
 from whtnet.tables.figures import draw_figures, figure_names
-from whtnet.tables.files import rendered, update_readme, with_table, write_tables
+from whtnet.tables.files import pages, rendered, update_page, with_tables, write_tables
 from whtnet.tables.layers import measure_layers
 from whtnet.tables.measure import measure_speed
 from whtnet.tables.released import is_equal, measure_released
@@ -47,6 +47,7 @@ __all__ = [
     "measure_layers",
     "measure_released",
     "measure_speed",
+    "pages",
     "parameter_tables",
     "place",
     "rendered",
@@ -62,7 +63,7 @@ __all__ = [
     "to_rich",
     "trained_rows",
     "training_tables",
-    "update_readme",
-    "with_table",
+    "update_page",
+    "with_tables",
     "write_tables",
 ]

@@ -1,4 +1,4 @@
-"""Tables as files: what a table's files hold, writing them, and the README's blocks."""
+"""Tables as files: what a table's files hold, writing them, and the blocks of the README and the guide."""
 
 import re
 from collections.abc import Sequence
@@ -37,30 +37,44 @@ def write_tables(folder: Path, name: str, tables: Sequence[Table], command: str)
     return folder / f"{name}.md"
 
 
-def update_readme(readme: Path, spec: TableSpec, table: Table) -> None:
-    """Put what ``spec.front`` picks from ``table`` between ``<!-- table: NAME -->`` and ``<!-- end -->``.
+def pages(root: Path) -> list[Path]:
+    """The pages of a checkout that may show tables: the README and the guide's; none where there is no checkout."""
+    return [page for page in (root / "README.md", *sorted((root / "docs").glob("*.md"))) if page.is_file()]
 
-    A README without the marks stays as it is.
+
+def update_page(page: Path, spec: TableSpec, tables: Sequence[Table]) -> None:
+    """Put ``tables`` of ``spec`` where ``page`` has marks for them.
+
+    ``<!-- table: NAME -->`` and ``<!-- end -->`` take what ``spec.front`` picks from the first one, ``NAME-2`` in the
+    place of ``NAME`` the second one, and so on. A page without the marks stays as it is.
 
     Raises:
         UserError: if the marks don't come as a pair.
     """
-    text = readme.read_text(encoding="utf-8")
-    updated = with_table(text, spec, table, readme)
+    text = page.read_text(encoding="utf-8")
+    updated = with_tables(text, spec, tables, page)
     if updated != text:
-        atomic_write(readme, updated)
+        atomic_write(page, updated)
 
 
-def with_table(text: str, spec: TableSpec, table: Table, readme: Path) -> str:
-    """The text of ``readme`` with its part of ``table`` in its block; raises as :func:`update_readme`."""
-    mark = f"<!-- table: {spec.name} -->"
-    if mark not in text:
-        return text
-    pattern = re.compile(re.escape(mark) + r"\n.*?<!-- end -->", re.DOTALL)
-    if not pattern.search(text):
-        raise UserError(f"{readme}: {mark} has no <!-- end --> after it; put the mark back")
+def with_tables(text: str, spec: TableSpec, tables: Sequence[Table], page: Path) -> str:
+    """The text of ``page`` with the tables in their blocks; raises as :func:`update_page`."""
+    for number, table in enumerate(tables, start=1):
+        mark = f"<!-- table: {spec.name if number == 1 else f'{spec.name}-{number}'} -->"
+        if mark in text:
+            text = _with_block(text, mark, _front(spec, table) if number == 1 else table, page)
+    return text
+
+
+def _front(spec: TableSpec, table: Table) -> Table:
     try:
-        excerpt = table.excerpt(spec.front.get("columns", ()), spec.front.get("rows", ()))
+        return table.excerpt(spec.front.get("columns", ()), spec.front.get("rows", ()))
     except KeyError as error:
         raise TableError(f"table {spec.name!r}: front names {error}, which is no column and no row of it") from error
-    return pattern.sub(lambda _: f"{mark}\n{markdown_rows(excerpt)}\n<!-- end -->", text, count=1)
+
+
+def _with_block(text: str, mark: str, table: Table, page: Path) -> str:
+    pattern = re.compile(re.escape(mark) + r"\n.*?<!-- end -->", re.DOTALL)
+    if not pattern.search(text):
+        raise UserError(f"{page}: {mark} has no <!-- end --> after it; put the mark back")
+    return pattern.sub(lambda _: f"{mark}\n{markdown_rows(table)}\n<!-- end -->", text, count=1)

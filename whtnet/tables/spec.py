@@ -9,7 +9,7 @@ import yaml
 
 from whtnet.errors import UserError
 
-KINDS = ("parameters", "coverage", "training", "speed", "layers", "released", "verdicts")
+KINDS = ("parameters", "coverage", "training", "speed", "layers", "released", "study", "verdicts")
 
 
 class TableError(UserError, ValueError):
@@ -25,11 +25,13 @@ class TableSpec:
         title: heading.
         kind: ``parameters`` (counted), ``coverage`` (counted for every policy on every row's backbone), ``training``
             (trained), ``speed`` (timed), ``layers`` (what the layers of trained networks do), ``released`` (others'
-            networks, evaluated) or ``verdicts`` (published claims judged by what the other tables hold).
+            networks, evaluated), ``study`` (what each choice is worth, from the runs of a training table) or
+            ``verdicts`` (published claims judged by what the other tables hold).
         intro: a sentence or two above the table, without numbers of results: those are computed.
         rows: each with an ``id``, and what its kind needs.
         overrides: Hydra overrides that all rows of a training table share.
-        recipe: trainer config of a training table; None for the one that is asked for.
+        recipe: trainer config of a training table; None for the one that is asked for. Of a study: whose runs it takes.
+        of: the training table whose rows a study compares.
         seeds: seeds of each row of a training table; a row's own ``seeds`` win.
         counted: what to count a training table's rows at, trained or not, the first as it is trained: ``label``,
             ``input_size``, and ``overrides`` besides the row's.
@@ -46,6 +48,7 @@ class TableSpec:
     intro: str = ""
     overrides: tuple[str, ...] = ()
     recipe: str | None = None
+    of: str | None = None
     seeds: tuple[int, ...] = (0,)
     counted: tuple[Mapping[str, Any], ...] = ()
     rerun: bool = False

@@ -6,6 +6,7 @@ from whtnet.tables.released import released_tables
 from whtnet.tables.results import Results
 from whtnet.tables.spec import TableError, TableSpec
 from whtnet.tables.speed import speed_tables
+from whtnet.tables.study import study_tables
 from whtnet.tables.table import Table
 from whtnet.tables.training import place, training_tables
 from whtnet.tables.verdicts import verdict_tables
@@ -25,6 +26,8 @@ def stored_tables(spec: TableSpec, results: Results) -> list[Table]:
     """
     if spec.kind == "verdicts":
         return verdict_tables(spec, results)
+    if spec.kind == "study":
+        return study_tables(spec, results)
     measured = results.measured(spec)
     runs = results.runs(spec) if spec.kind == "training" else None
     if measured is None and not (runs and (runs.records or runs.others)):
