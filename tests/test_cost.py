@@ -1,5 +1,9 @@
+import copy
+
+import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from whtnet import BWHT1d, FWHT2d, HTPerceptron2d, apply_policy_
 from whtnet.backbones import build_backbone
@@ -52,3 +56,32 @@ def test_measuring_leaves_the_model_alone():
     assert not calls
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert next(model.parameters()).device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("backbone", "size"),
+    [
+        ("mobilenet_v3_large", 64),  # squeeze-and-excite, hard swish in place
+        ("timm/efficientnet_b0", 64),
+        ("timm/vit_tiny_patch16_224", 224),  # attention
+        ("torchvision/swin_t", 64),
+        ("timm/nf_regnet_b0", 64),  # weights that are standardised
+        ("torchvision/densenet121", 32),
+    ],
+)
+def test_macs_are_those_that_pytorch_counts(backbone, size):
+    model = build_backbone(backbone)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        copy.deepcopy(model).to("meta").eval()(torch.empty(1, 3, size, size, device="meta"))
+    assert measure_cost(model, (3, size, size)).macs == counter.get_total_flops() // 2 > 0
+
+
+@pytest.mark.parametrize(
+    ("backbone", "policy"), [("resnet20", "paper"), ("resnet20", "ht2023/3path"), ("resnet18", "gap")]
+)
+def test_a_report_says_what_counting_the_model_again_says(backbone, policy):
+    model, size = build_backbone(backbone), (3, 32, 32)
+    before = measure_cost(model, size)
+    report = apply_policy_(model, policy, size)
+    assert report.before == before
+    assert report.after == measure_cost(model, size)

@@ -177,6 +177,8 @@ def _in_torch_func() -> bool:
 
 
 def _build_factor(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    if device.type == "meta":  # where only the shape is there
+        return torch.empty(n, n, dtype=dtype, device=device)
     return hadamard_matrix(n, dtype=dtype, device=device) / math.sqrt(n)
 
 

@@ -167,18 +167,18 @@ def _use_cifar_stem_(model: nn.Module, name: str) -> None:
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
         model.maxpool = nn.Identity()
         return
-    probe, images = meta_probe(model, (3, _PROBE_SIDE, _PROBE_SIDE))
-    halvings = _halvings(probe, images) if _runs(probe, images) else {}
+    probe, image = meta_probe(model, (3, _PROBE_SIDE, _PROBE_SIDE))
+    halvings = _halvings(probe, image) if _runs(probe, image) else {}
     if set(halvings.values()) == {_PROBE_SIDE, _PROBE_SIDE // 2}:
         for changed in (probe, model):
             for module_name in halvings:
                 _remove_stride_(changed.get_submodule(module_name))
-        if _runs(probe, images):
+        if _runs(probe, image):
             return
     raise BackboneError(f"no stem=cifar for {name}: it does not begin with two halvings of the map; use stem=imagenet")
 
 
-def _halvings(probe: nn.Module, images: Tensor) -> dict[str, int]:
+def _halvings(probe: nn.Module, image: Tensor) -> dict[str, int]:
     """The names of the modules that halve a map of the images' size, or of half of it, and which of these sizes."""
     found: dict[str, int] = {}
 
@@ -192,7 +192,7 @@ def _halvings(probe: nn.Module, images: Tensor) -> dict[str, int]:
         )  # else half a pixel is lost
         if (odd or isinstance(module, _POOLINGS)) and module.stride in (2, (2, 2)):
             module.register_forward_pre_hook(lambda _, args, name=name: note(name, args[0]))
-    probe(images)
+    probe(image)
     return found
 
 
@@ -202,9 +202,9 @@ def _remove_stride_(module: nn.Module) -> None:
         module.kernel_size, module.padding = 1, 0
 
 
-def _runs(probe: nn.Module, images: Tensor) -> bool:
+def _runs(probe: nn.Module, image: Tensor) -> bool:
     try:
-        probe(images)
+        probe(image)
     except (RuntimeError, AssertionError, ValueError):  # what a model says to images that don't suit it
         return False
     return True

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from whtnet.cost import meta_probe
+from whtnet.cost import Cost, CostCounter, meta_probe
 from whtnet.layers import NormedFWHT2d, SpectralLayer
 from whtnet.policy.rules import PolicyError
 
@@ -65,8 +65,9 @@ class Site:
 
 @dataclass
 class SiteMap:
-    """All sites of a model in the order of its forward pass, and how many blocks and stages it has."""
+    """All sites of a model in the order of its forward pass, how many blocks and stages it has, and what it costs."""
 
+    cost: Cost
     sites: list[Site] = field(default_factory=list)
     blocks: int = 0
     stages: int = 0
@@ -82,7 +83,7 @@ def find_sites(model: nn.Module, input_size: tuple[int, int, int]) -> SiteMap:
     Raises:
         PolicyError: if the model can't run on such an image.
     """
-    trace = _trace(model, input_size)
+    trace, cost = _trace(model, input_size)
     modules = dict(model.named_modules())
     block_of, stage_of = _blocks(modules, trace)
     aliases = defaultdict(list)
@@ -103,7 +104,7 @@ def find_sites(model: nn.Module, input_size: tuple[int, int, int]) -> SiteMap:
     for name, kind in found:
         counts[block_of.get(name), kind] += 1
     seen: dict[tuple[int | None, str], int] = defaultdict(int)
-    result = SiteMap(blocks=len(set(block_of.values())), stages=len(set(stage_of.values())))
+    result = SiteMap(cost, blocks=len(set(block_of.values())), stages=len(set(stage_of.values())))
     first, last = trace.span_of(block_of)
     for name, kind in found:
         block = block_of.get(name)
@@ -178,19 +179,24 @@ class _Trace(TorchDispatchMode):
         return out
 
 
-def _trace(model: nn.Module, input_size: tuple[int, int, int]) -> _Trace:
-    probe, images = meta_probe(model, input_size)
-    trace = _Trace()
+def _trace(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[_Trace, Cost]:
+    try:
+        probe, image = meta_probe(model, input_size)
+    except Exception as error:  # whatever its attributes say
+        raise PolicyError(
+            f"{type(model).__name__} can't be copied ({error}), and it is a copy that is looked at: take that off it"
+        ) from error
+    trace, counter = _Trace(), CostCounter(probe)
     for name, module in probe.named_modules():
         module.register_forward_pre_hook(lambda _, *given, name=name: trace.enter(name, *given), with_kwargs=True)
         module.register_forward_hook(lambda _, __, output, name=name: trace.leave(name, output))
     try:
-        with torch.no_grad(), trace:
-            probe(images)
+        with torch.inference_mode(False), torch.no_grad(), counter, trace:
+            probe(image)
     except Exception as error:
         size = "×".join(map(str, input_size))
         raise PolicyError(f"{type(model).__name__} can't run on a {size} image: {error}") from error
-    return trace
+    return trace, counter.cost
 
 
 def _kind(module: nn.Module, shapes: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> str | None:
