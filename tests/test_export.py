@@ -1,0 +1,105 @@
+"""Layers as matrix products, and what the files of each runtime hold."""
+
+import copy
+
+import pytest
+import torch
+import yaml
+from shipped import ROOT
+
+from whtnet.classifier import Classifier
+from whtnet.export import export_onnx
+from whtnet.export.products import ChannelProducts, as_products
+from whtnet.layers import BWHT1d, FWHT2d, HTPerceptron2d, PreGAPFWHT2d, SpectralLayer
+
+LAYERS = {
+    "map": (lambda: FWHT2d(8), 8),
+    "soft map": (lambda: FWHT2d(8, threshold="soft"), 8),
+    "clamped map": (lambda: FWHT2d(8, threshold="soft", clamp=True), 8),
+    "padded map": (lambda: FWHT2d((7, 6), keep_dc=True), (7, 6)),
+    "soft map that keeps its mean": (lambda: FWHT2d(7, threshold="soft", keep_dc=True), 7),
+    "large map": (lambda: FWHT2d((16, 32), weight=False), (16, 32)),
+    "large padded map": (lambda: FWHT2d((14, 14), norm="backward"), 14),
+    "strided map": (lambda: FWHT2d(9, stride=2), 9),
+    "residual": (lambda: FWHT2d(8, residual=True, norm="backward"), 8),
+    "with its norm": (lambda: PreGAPFWHT2d(24, 8, residual=True), 8),
+    "perceptron": (lambda: HTPerceptron2d(24, 24, 8), 8),
+    "paths": (lambda: HTPerceptron2d(24, 12, 7, paths=3, keep_dc=True), 7),
+    "large paths": (lambda: HTPerceptron2d(24, 12, 16, paths=2, threshold="smooth"), 16),
+    "one block": (lambda: BWHT1d(24, 40, stride=2, keep_dc=True), 9),
+    "one block down": (lambda: BWHT1d(24, 7), 8),
+    "expansion": (lambda: BWHT1d(8, 32, block_size=8, stride=2), 8),
+    "means": (lambda: BWHT1d(8, 3, block_size=8, norm="backward"), 8),
+    "windows": (lambda: BWHT1d(24, 48, block_size=8), 8),
+    "separate": (lambda: BWHT1d(24, 40, block_size=8, blocks="separate", interleave=True), 8),
+    "wide": (lambda: BWHT1d(24, 128), 8),
+    "channels last": (lambda: BWHT1d(24, 24, channel_dim=-1), None),
+}
+KEPT = {"windows", "separate", "wide", "channels last"}
+
+
+@pytest.mark.parametrize("signs", ["as trained", "some negative"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_products_compute_what_the_layer_does(name, signs):
+    make, size = LAYERS[name]
+    torch.manual_seed(0)
+    layer = make().eval()
+    with torch.no_grad():
+        for module in layer.modules():
+            if isinstance(module, SpectralLayer):
+                module.threshold.uniform_(-0.3 if signs == "some negative" else 0.05, 0.8)
+                if module.weight is not None:
+                    module.weight.normal_()
+    before = copy.deepcopy(layer.state_dict())
+    channels = next((m.in_channels for m in layer.modules() if hasattr(m, "in_channels")), 24)
+    h, w = (size, size) if isinstance(size, int) else size or (5, channels)
+    x = torch.randn(3, 5 if size is None else channels, h, w)
+    model = torch.nn.Sequential(layer)
+    products = as_products(model)
+    torch.testing.assert_close(products(x), layer(x), atol=1e-5, rtol=1e-4)
+    assert any(isinstance(m, SpectralLayer) for m in products.modules()) == (name in KEPT)
+    assert model[0] is layer
+    torch.testing.assert_close(dict(layer.state_dict()), dict(before))
+
+
+def test_layers_of_a_size_share_their_matrix():
+    model = torch.nn.Sequential(FWHT2d(8), FWHT2d(7), BWHT1d(64, 64), FWHT2d(16), FWHT2d((16, 32)))
+    sizes = [len(p) for name, p in as_products(model).named_parameters() if "matri" in name]
+    assert sorted(sizes) == [16, 32, 64]
+    assert isinstance(as_products(model)[2], ChannelProducts)
+
+
+def build(policy, backbone="resnet20"):
+    torch.manual_seed(0)
+    data = {"name": "none", "rules": []}
+    if policy != "none":
+        data = yaml.safe_load((ROOT / "configs" / "policy" / f"{policy}.yaml").read_text())
+    settings = {"backbone": {"name": backbone}, "policy": data, "classes": list("abc"), "input_size": (3, 32, 32)}
+    model = Classifier(**settings, mean=[0.5] * 3, std=[0.2] * 3).eval()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 2)
+            elif isinstance(module, SpectralLayer):
+                module.weight.uniform_(0.5, 1.5)
+    return model
+
+
+@pytest.mark.slow
+def test_an_onnx_file_follows_its_parameters(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    sizes = {}
+    for policy in ("none", "paper/resnet20"):
+        model, path = build(policy), tmp_path / f"{policy.replace('/', '_')}.onnx"
+        export_onnx(model, path)
+        sizes[policy] = path.stat().st_size
+        numbers = sum(t.numel() for t in model.network.state_dict().values())
+        assert sizes[policy] < 4 * numbers + 110_000
+    assert sizes["paper/resnet20"] < 0.58 * sizes["none"]
+    nodes = [node.op_type for node in onnx.load(path).graph.node]
+    assert "BatchNormalization" not in nodes
+    assert nodes.count("MatMul") == 6 * 4 + 3 * 2  # two a direction at 32×32 and 16×16, one at 8×8
+    assert nodes.count("Tanh") == nodes.count("Abs") == 11
+    assert len(nodes) < 170

@@ -1,0 +1,135 @@
+"""ONNX files, and copies of them whose convolutions compute with 8-bit integers."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from whtnet.classifier import Classifier
+from whtnet.export.checks import check, example_images, quietly, require
+from whtnet.export.products import as_products
+from whtnet.files import atomic_write
+
+_PACKAGES = "onnx onnxscript onnxruntime"
+
+
+def export_onnx(model: Classifier, path: Path) -> float:
+    """Write an ONNX file; returns the largest difference from the model's logits, in ONNX Runtime.
+
+    Raises:
+        ExportError: if ONNX or ONNX Runtime is missing, or the difference is above 1e-4.
+    """
+    require(_PACKAGES)
+    with quietly():
+        program = torch.onnx.export(
+            as_products(model),
+            (example_images(model, 2),),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            input_names=["images"],
+            output_names=["logits"],
+            verbose=False,
+        )
+        _slim(program.model)
+        written = program.model_proto.SerializeToString()
+    session = onnx_session(written)
+    difference = check(model, lambda x: torch.from_numpy(run_onnx(session, x.numpy())), "ONNX Runtime")
+    atomic_write(path, written)
+    return difference
+
+
+def _slim(model: Any) -> None:
+    """Keep what computes: no traces of PyTorch's source, equal constants once, batch norms as convolutions."""
+    from onnx_ir.passes import common
+
+    for node in model.graph:
+        if node.op_type == "BatchNormalization" and len(node.inputs[0].shape) == 4:
+            _norm_to_convolution(model, node)
+    common.RemoveUnusedNodesPass()(model)
+    common.DeduplicateInitializersPass(size_limit=1 << 30)(model)
+    common.ClearMetadataAndDocStringPass()(model)
+
+
+def _norm_to_convolution(model: Any, node: Any) -> None:
+    # A depthwise 1×1 convolution does the same. ONNX Runtime fuses it with the sum of a residual and the ReLU that
+    # follow, and it works in the blocked layout that the next convolution wants; a batch norm does neither.
+    import onnx_ir as ir
+
+    weight, bias, mean, variance = (value.const_value.numpy() for value in node.inputs[1:])
+    scale = weight / np.sqrt(variance + node.attributes["epsilon"].value)
+    name = node.outputs[0].name
+    constants = []
+    for role, array in (("scale", scale.reshape(-1, 1, 1, 1)), ("shift", bias - mean * scale)):
+        tensor = ir.tensor(array.astype(np.float32), name=f"{name}_{role}")
+        constants.append(
+            ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        )
+        model.graph.initializers[tensor.name] = constants[-1]
+    group = ir.AttrInt64("group", len(scale))
+    convolution = ir.Node("", "Conv", [node.inputs[0], *constants], [group])
+    ir.convenience.replace_nodes_and_values(
+        model.graph, node, [node], [convolution], node.outputs[:1], convolution.outputs
+    )
+
+
+def quantize_onnx(source: Path, path: Path, images: Tensor) -> None:
+    """Write a copy of an ONNX file whose convolutions compute with 8-bit integers; all else stays float32.
+
+    The Walsh-Hadamard layers keep their precision: their thresholds cut off small coefficients.
+
+    Args:
+        source: a file of :func:`export_onnx`.
+        path: the file to write.
+        images: ``(N, C, H, W)`` in 0..1, whose activations set the scales; a few hundred of the training set.
+
+    Raises:
+        ExportError: if ONNX Runtime is missing.
+    """
+    require(_PACKAGES)
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.batches = iter(images.split(32))
+
+        def get_next(self) -> dict[str, Any] | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {"images": batch.numpy()}
+
+    prepared, quantized = (path.with_name(f".{path.name}.{step}") for step in ("prepared", "quantized"))
+    try:
+        with quietly():
+            quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+            quantize_static(
+                str(prepared),
+                str(quantized),
+                Reader(),
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=["Conv"],
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+            )
+        atomic_write(path, quantized.read_bytes())
+    finally:
+        for file in (prepared, quantized):
+            file.unlink(missing_ok=True)
+
+
+def onnx_session(model: bytes | Path, threads: int | None = None) -> Any:
+    """An ONNX Runtime session on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    source = model if isinstance(model, bytes) else str(model)
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def run_onnx(session: Any, images: np.ndarray) -> np.ndarray:
+    """Logits of a session for ``(N, C, H, W)`` float32 in 0..1."""
+    return session.run(None, {"images": images})[0]
