@@ -9,10 +9,11 @@ from torch import Tensor
 
 from whtnet.classifier import Classifier
 from whtnet.export.checks import check, example_images, quietly, require
-from whtnet.export.products import as_products
+from whtnet.export.products import ChannelProducts, as_products
 from whtnet.files import atomic_write
 
 _PACKAGES = "onnx onnxscript onnxruntime"
+_EXACT = "float32_"  # begins the names of convolutions that stand for transforms and batch norms
 
 
 def export_onnx(model: Classifier, path: Path) -> float:
@@ -24,7 +25,7 @@ def export_onnx(model: Classifier, path: Path) -> float:
     require(_PACKAGES)
     with quietly():
         program = torch.onnx.export(
-            as_products(model),
+            as_products(model.eval()),
             (example_images(model, 2),),
             dynamo=True,
             dynamic_shapes=({0: torch.export.Dim("batch")},),
@@ -45,6 +46,8 @@ def _slim(model: Any) -> None:
     from onnx_ir.passes import common
 
     for node in model.graph:
+        if node.op_type == "Conv" and ChannelProducts.__name__ in str(node.metadata_props):
+            node.name = f"{_EXACT}{node.name}"
         if node.op_type == "BatchNormalization" and len(node.inputs[0].shape) == 4:
             _norm_to_convolution(model, node)
     common.RemoveUnusedNodesPass()(model)
@@ -61,14 +64,14 @@ def _norm_to_convolution(model: Any, node: Any) -> None:
     scale = weight / np.sqrt(variance + node.attributes["epsilon"].value)
     name = node.outputs[0].name
     constants = []
-    for role, array in (("scale", scale.reshape(-1, 1, 1, 1)), ("shift", bias - mean * scale)):
+    for role, array in (("kernel", scale.reshape(-1, 1, 1, 1)), ("bias", bias - mean * scale)):
         tensor = ir.tensor(array.astype(np.float32), name=f"{name}_{role}")
         constants.append(
             ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
         )
         model.graph.initializers[tensor.name] = constants[-1]
     group = ir.AttrInt64("group", len(scale))
-    convolution = ir.Node("", "Conv", [node.inputs[0], *constants], [group])
+    convolution = ir.Node("", "Conv", [node.inputs[0], *constants], [group], name=f"{_EXACT}{name}")
     ir.convenience.replace_nodes_and_values(
         model.graph, node, [node], [convolution], node.outputs[:1], convolution.outputs
     )
@@ -88,6 +91,7 @@ def quantize_onnx(source: Path, path: Path, images: Tensor) -> None:
         ExportError: if ONNX Runtime is missing.
     """
     require(_PACKAGES)
+    import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -109,6 +113,7 @@ def quantize_onnx(source: Path, path: Path, images: Tensor) -> None:
                 Reader(),
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=["Conv"],
+                nodes_to_exclude=[node.name for node in onnx.load(prepared).graph.node if node.name.startswith(_EXACT)],
                 per_channel=True,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
