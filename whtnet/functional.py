@@ -14,23 +14,17 @@ from whtnet.kernels import reference
 from whtnet.kernels.options import Options
 from whtnet.kernels.reference import (
     NORMS,
-    apply_threshold,
     fwht2d_coefficients,
-    fwht_maps,
-    inverse_fwht_maps,
 )
 
 __all__ = [
     "NORMS",
     "Options",
-    "apply_threshold",
     "bwht1d",
     "bwht1d_coefficients",
     "channel_interleave",
     "fwht2d",
     "fwht2d_coefficients",
-    "fwht_maps",
-    "inverse_fwht_maps",
     "shared_bwht1d",
 ]
 

@@ -338,7 +338,7 @@ class FWHT2d(SpectralLayer):
             y = kernels.fwht2d(wide, self.threshold, self.weight, self.options)
             return _average_pool(y, self.stride).to(x.dtype)
         y = kernels.fwht2d(x, self._own("threshold"), self._own("weight"), self.options)
-        return x + y if self.residual else y
+        return y.add_(x) if self.residual else y  # in place: nobody else has it
 
     def coefficients(self, x: Tensor) -> Tensor:
         """``(..., C, H, W)`` → ``(..., C, h, w)``, H and W rounded up to powers of two."""
@@ -488,23 +488,26 @@ class HTPerceptron2d(SpectralLayer):
     @fx_leaf
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C_in, H, W)`` → ``(N, C_out, H, W)``."""
-        y = functional.inverse_fwht_maps(sum(self._paths(x)), x, self.norm)
-        return x + y if self.residual else y
+        paths = [kernels.fwht2d(z, t, v, self.options) for z, t, v in self._paths(x)]
+        y = functools.reduce(torch.add, paths).to(x.dtype)
+        return y.add_(x) if self.residual else y  # in place: nobody else has it
 
     def coefficients(self, x: Tensor) -> Tensor:
         """``(N, C_in, H, W)`` → ``(P, N, C_out, h, w)``, H and W rounded up to powers of two."""
-        return torch.stack(list(self._paths(x)))
+        return torch.stack([functional.fwht2d_coefficients(z, t, v, self.options) for z, t, v in self._paths(x)])
 
-    def _paths(self, x: Tensor) -> Iterator[Tensor]:
+    def _paths(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        # The convolution mixes channels, the transform and V act on maps: in which order does not matter, nor for the
+        # sum and the transform back. So a path is a 1×1 convolution and then the layer FWHT2d.
         _check_map(self, x)
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"HTPerceptron2d takes (N, {self.in_channels}, H, W), got shape {tuple(x.shape)}")
-        spectrum = functional.fwht_maps(x, self.threshold.shape[1:], self.norm)
-        for conv, v, t in zip(self.convs, self.weight, self.threshold, strict=True):
-            yield functional.apply_threshold(_conv1x1(conv, spectrum * v), t, self.options)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # coefficients and sums are at least float32
+        for conv, t, v in zip(self.convs, self.threshold, self.weight, strict=True):
+            yield F.conv2d(wide, conv.weight.to(wide.dtype)), t, v
 
     def wht_additions(self, input_shape: tuple[int, ...]) -> int:
-        """Additions of the transforms of all maps in and out, and of the sums over paths."""
+        """Additions of the transforms of all maps in and out, once, and of the sums over paths, as in the formula."""
         points = math.prod(self.threshold.shape[1:])
         maps = self.in_channels + self.out_channels
         return input_shape[0] * (maps * _additions(points) + (self.paths - 1) * self.out_channels * points)
@@ -593,11 +596,6 @@ def spectral_parameter_names(model: nn.Module) -> set[str]:
         for name in module.spectral_parameters
         if getattr(module, name, None) is not None
     }
-
-
-def _conv1x1(conv: nn.Conv2d, z: Tensor) -> Tensor:
-    # The spectrum is float32 at least, also where the module was converted to bfloat16: the kernel follows it.
-    return F.conv2d(z, conv.weight.to(z.dtype))
 
 
 def _average_pool(x: Tensor, stride: int) -> Tensor:
