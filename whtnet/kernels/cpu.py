@@ -97,6 +97,7 @@ def _openmp() -> tuple[int | None, int | None]:
 
 # Without the dispatcher, as the code that PyTorch's compiler generates allocates: at half the cost.
 _empty = torch._C._dynamo.guards._empty_strided_cpu
+_threads = torch.get_num_threads
 
 
 # -- operators --------------------------------------------------------------------------------------------------------
@@ -152,12 +153,12 @@ def _forward(job: "_Job", x: Tensor, threshold: Tensor, weight: Tensor | None) -
         threshold = threshold.contiguous()
         weight = None if weight is None else weight.contiguous()
         status = _kernel.get().forward(
-            ctypes.addressof(job),
+            job.address,
             address,
             threshold.data_ptr(),
             None if weight is None else weight.data_ptr(),
             y.data_ptr(),
-            torch.get_num_threads(),
+            _threads(),
         )
         _check(status)
     return y
@@ -172,7 +173,7 @@ def _backward(
     gv = threshold.new_empty(0) if weight is None else torch.empty_like(weight)
     if address := x.data_ptr():
         status = _kernel.get().backward(
-            ctypes.addressof(job),
+            job.address,
             address,
             grad.data_ptr(),
             threshold.data_ptr(),
@@ -180,7 +181,7 @@ def _backward(
             gx.data_ptr() or None,
             gt.data_ptr(),
             gv.data_ptr() or None,
-            torch.get_num_threads(),
+            _threads(),
         )
         _check(status)
     else:  # nothing to sum
@@ -206,6 +207,7 @@ class _Job(ctypes.Structure):
     def __init__(self, result: tuple[tuple[int, ...], tuple[int, ...]], **fields: Any) -> None:
         super().__init__(**fields)
         self.result = result  # its shape and strides
+        self.address = ctypes.addressof(self)
 
 
 @functools.lru_cache(maxsize=512)
