@@ -1,6 +1,6 @@
 """``whtnet count`` in a checkout; --help says more."""
 
-from whtnet.commands.count import main
+from whtnet.commands import main
 
 if __name__ == "__main__":
-    main()
+    main("count")

@@ -1,6 +1,6 @@
 """``whtnet evaluate`` in a checkout; --help says more."""
 
-from whtnet.commands.evaluate import main
+from whtnet.commands import main
 
 if __name__ == "__main__":
-    main()
+    main("evaluate")

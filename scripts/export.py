@@ -1,6 +1,6 @@
 """``whtnet export`` in a checkout; --help says more."""
 
-from whtnet.commands.export import main
+from whtnet.commands import main
 
 if __name__ == "__main__":
-    main()
+    main("export")

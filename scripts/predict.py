@@ -1,6 +1,6 @@
 """``whtnet predict`` in a checkout; --help says more."""
 
-from whtnet.commands.predict import main
+from whtnet.commands import main
 
 if __name__ == "__main__":
-    main()
+    main("predict")

@@ -1,6 +1,6 @@
 """``whtnet report`` in a checkout; --help says more."""
 
-from whtnet.commands.report import main
+from whtnet.commands import main
 
 if __name__ == "__main__":
-    main()
+    main("report")

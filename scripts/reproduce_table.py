@@ -1,6 +1,6 @@
 """``whtnet table`` in a checkout; --help says more."""
 
-from whtnet.commands.table import main
+from whtnet.commands import main
 
 if __name__ == "__main__":
-    main()
+    main("table")

@@ -1,6 +1,6 @@
 """``whtnet verify`` in a checkout; --help says more."""
 
-from whtnet.commands.verify import main
+from whtnet.commands import main
 
 if __name__ == "__main__":
-    main()
+    main("verify")

@@ -6,7 +6,8 @@ A view with a section of accuracy against cost, one of training curves, and one 
 import argparse
 from typing import Any
 
-from whtnet.commands.compose import ROOT, compose_config
+from whtnet.commands.compose import compose_config
+from whtnet.commands.places import ROOT
 from whtnet.console import console, exit_on_user_error
 from whtnet.errors import UserError
 from whtnet.tables import load_spec, table_names

@@ -56,7 +56,6 @@ def test_counts_agree_with_torchvision():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"name": "resnet21"}, "resnet20, resnet32"),
         ({"name": "mobilenet_v2", "source": "keras"}, "torchvision, timm"),
         ({"name": "keras/resnet50"}, "torchvision, timm"),
         ({"name": "timm/resnet5o"}, "did you mean.*resnet50"),
@@ -66,6 +65,9 @@ def test_counts_agree_with_torchvision():
         ({"name": "resnet20", "form": "kears"}, "keras, no_bias"),
         ({"name": "resnet18", "pretrained": "no"}, "pretrained must be true or false, got 'no'"),
         ({"name": 20}, "name must be a word, got 20"),
+        ({"name": "resnet21"}, "unknown backbone 'resnet21'; did you mean .*resnet20"),
+        ({"name": "resnet20", "num_classes": 0}, "num_classes=0 is no number of classes"),
+        ({"name": "resnet20", "num_classes": "ten"}, "num_classes='ten' is no number of classes"),
         ({"name": "resnet20", "depth": 20}, "unknown backbone settings depth; there are name, form"),
     ],
 )

@@ -1,6 +1,5 @@
 """A trained model outside training: loaded, evaluated, asked, exported."""
 
-import importlib
 import json
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 import yaml
 from PIL import Image
 
+from whtnet import commands
 from whtnet.classifier import Classifier
 from whtnet.engine import CheckpointError, load_checkpoint, save_checkpoint
 from whtnet.evaluation import measure_logits
@@ -40,11 +40,9 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def script(monkeypatch, capsys):
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-
     def call(name, *arguments):
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-        importlib.import_module(name).main()
+        commands.main(name)
         return capsys.readouterr().out
 
     return call

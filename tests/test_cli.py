@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from whtnet import jobs
+from whtnet import commands, jobs
 from whtnet.backbones import build_backbone
 from whtnet.commands import table as table_command
 from whtnet.commands.compose import compose_config
@@ -240,7 +240,7 @@ def reproduce(tmp_path, monkeypatch):
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["reproduce_table.py", "tiny", "--logger", "none", *arguments])
-        table_command.main()
+        commands.main("table")
         results = tmp_path / "results" if "--update" in arguments else tmp_path / "runs" / "results"
         return read_records(results / "runs")
 
@@ -356,9 +356,11 @@ def test_reproduce_counts_without_training(reproduce, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["--no-training", "--rows", "nothing"], "no row nothing"),
         (["--rows", "nothing"], "no row nothing; there are baseline, conv3x3"),
         (["--recipe", "soup"], "soup"),
         (["--jobs", "0"], "from 1"),
+        (["--seconds", "nan"], "no number of seconds"),
         (["--seeds", "-1"], "seed=-1"),
     ],
 )

@@ -2,6 +2,7 @@ import io
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,19 @@ def test_other_errors_keep_their_traceback():
 
     with pytest.raises(ZeroDivisionError):
         main()
+
+
+def test_warnings_are_lines_without_a_place_in_the_code(screen):
+    out = screen(terminal=False)
+
+    @console.exit_on_user_error
+    def main():
+        warnings.warn("first [x]\n  and second", RuntimeWarning, stacklevel=1)
+
+    before = warnings.showwarning
+    main()
+    assert out.getvalue() == "warning: first [x] and second\n"
+    assert warnings.showwarning is before
 
 
 def test_names_are_shown_as_they_are(screen):

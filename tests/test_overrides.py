@@ -1,10 +1,13 @@
 """Mistakes in overrides: a line that says what was meant, and nothing left behind."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from whtnet import commands
 
 ROOT = Path(__file__).parents[1]
 
@@ -23,6 +26,12 @@ def run(script, *arguments, cwd):
         ("logger=zzzzzz", "no logger 'zzzzzz'; there are none, tensorboard, wandb"),
         ("backbone=resnet_20", "no backbone 'resnet_20'; did you mean resnet20?"),
         ("hydra/launcher=basik", "no hydra/launcher 'basik'; did you mean basic?"),
+        ("=3", "'=3' names no setting; write NAME=VALUE, without spaces around the sign"),
+        (
+            "backbone",
+            "can't read 'backbone' (missing EQUAL at '<EOF>'); write NAME=VALUE, and what has spaces or signs as "
+            "'NAME=\"VALUE\"'",
+        ),
     ],
 )
 def test_typing_mistakes_are_told_in_a_line(tmp_path, override, answer):
@@ -65,10 +74,52 @@ def test_jobs_of_a_sweep_go_on_after_one_that_fails(tmp_path):
     assert rows["seed=2"].startswith("test top-1 ")
 
 
-def test_a_sweep_without_failures_ends_well(tmp_path):
-    done = run("train.py", "-m", *SMALL, "trainer.dry_run=true", "policy=none", "seed=1,2", cwd=tmp_path)
+def test_a_sweep_without_failures_ends_well_and_reports_once(tmp_path):
+    done = run("train.py", "-m", *SMALL, "trainer.dry_run=true", "policy=none,conv3x3", "seed=1,2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("│ done") == 2
+    assert done.stdout.count("│ done") == 4
+    assert done.stdout.count(" sites replaced") == 2  # a policy's report, not a job's
+    assert done.stdout.count("synthetic: 4 classes") == 4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "answer"),
+    [
+        (["input_size=32"], "input_size=32 is no size of an image; give channels, height and width: [3,32,32]"),
+        (["input_size=[32,32]"], "input_size=[32, 32] is no size of an image; "),
+        (["input_size=[3,0,32]"], "input_size=[3, 0, 32] is no size of an image; "),
+        (["num_classes=0"], "num_classes=0 is no number of classes; give a whole number from 1"),
+        (["backbone=timm/resnet5o"], "timm has no classifier 'resnet5o'; did you mean resnet50"),
+        (["policy=zzzzz"], "no policy 'zzzzz'; there are conv1x1, "),
+    ],
+)
+def test_what_cannot_be_counted_is_told_in_a_line(capsys, monkeypatch, overrides, answer):
+    monkeypatch.setattr(sys, "argv", ["whtnet", "count", *overrides])
+    with pytest.raises(SystemExit) as stop:
+        commands.main()
+    out, err = capsys.readouterr()
+    assert (stop.value.code, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith(f"error: {answer}")
+    assert len(err) < 400
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "answer"),
+    [
+        ("WANDB_MODE", "foo", "error: WANDB_MODE='foo' is no mode of wandb; set one of online, offline, "),
+        ("WANDB_BASE_URL", "foo", "error: wandb refuses its settings: "),
+        ("WHTNET_BACKEND", "foo", "error: unknown backend 'foo'; choose one of auto, reference, cpu, gpu"),
+    ],
+)
+def test_environment_variables_that_cannot_be_are_told_in_a_line(tmp_path, variable, value, answer):
+    pytest.importorskip("wandb")
+    words = [*SMALL, "logger=wandb", "policy=none"]
+    command = [sys.executable, str(ROOT / "train.py"), *words]
+    env = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")} | {variable: value}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.startswith(answer)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import torch
 
 from whtnet import apply_policy_
 from whtnet.backbones import build_backbone
@@ -46,3 +47,14 @@ def test_without_replaced_sites_the_costs_remain():
     assert "site  " not in str(report)
     assert re.search(r"^parameters +273,066 +273,066 +\+0\.0%$", str(report), re.M)
     assert report._repr_html_().count("<table>") == 1
+
+
+@pytest.mark.parametrize(("stem", "points"), [("imagenet", 2), ("cifar", 0)])
+def test_maps_of_one_point_are_noticed(stem, points):
+    with torch.device("meta"):
+        report = apply_policy_(build_backbone("resnet18", stem=stem), "conv3x3", (3, 32, 32))
+    assert sum(site.input_shape[1:] == (1, 1) for site in report.replacements) == points
+    assert len(report.notices) == (points > 0)
+    for notice in report.notices:
+        assert notice.startswith("2 of the 8 sites replaced have maps of 1×1")
+        assert "backbone.stem=cifar" in notice

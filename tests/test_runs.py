@@ -194,10 +194,13 @@ def test_a_damaged_checkpoint_stops_with_a_remedy(tmp_path):
     assert (folder / "checkpoint.pt").read_bytes() == b"garbage"
 
 
-def test_dry_run_writes_nothing(tmp_path, monkeypatch):
+def test_dry_run_writes_nothing_and_says_what_a_run_says(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    report, metrics = dry_run(experiment(trainer={"dry_run": True, "batch_size": 16}))
-    assert len(report.replacements) == 9
+    reports, said = [], []
+    trial = experiment(trainer={"dry_run": True, "batch_size": 100})
+    metrics = dry_run(trial, on_report=reports.append, on_notice=said.append)
+    assert [len(report.replacements) for report in reports] == [9]
+    assert said == [DATA, "warning: trainer.batch_size=100 is cut down to the 64 training images that there are"]
     assert metrics["train_loss"] > 0
     assert list(tmp_path.iterdir()) == []
 

@@ -9,6 +9,7 @@ import pytest
 
 import whtnet
 from whtnet.backbones import SOURCES
+from whtnet.commands import COMMANDS
 from whtnet.searchpath import LIBRARIES
 
 ROOT = Path(__file__).parents[1]
@@ -58,6 +59,50 @@ def test_answers_without_pytorch(arguments, environment, shown):
     modules, out = modules_after(RUN, *arguments, **environment)
     assert shown in out
     assert "torch" not in modules
+
+
+DOOR = "import sys; from whtnet.commands import main; main()"
+
+
+@pytest.mark.parametrize("command", [None, *COMMANDS])
+def test_help_of_every_command_comes_without_pytorch(command):
+    modules, out = modules_after(DOOR, *([command] if command else []), "--help")
+    assert "usage" in out or "whtnet" in out
+    assert "torch" not in modules
+    assert sum(name.startswith("whtnet") for name in modules) < 12
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["trian"], "there is no command 'trian'; did you mean train?"),
+        (["count", "--jsn"], "unrecognized arguments: --jsn; did you mean --json?"),
+        (["evaluate"], "the following arguments are required: model; whtnet evaluate --help says more"),
+        (["evaluate", "x", "--batch-size", "0"], "argument --batch-size: '0' is no whole number from 1; whtnet "),
+        (["evaluate", "x", "--json", "."], "argument --json: '.' is a folder; give the name of a file; whtnet "),
+        (["predict", "x", "y.png", "--top", "-1"], "argument --top: '-1' is no whole number from 1; whtnet predict "),
+        (["export", "x", "--to", "onxn"], "argument --to: invalid choice: 'onxn'"),
+        (["export", "x", "--seconds", "soon"], "argument --seconds: 'soon' is no number of seconds above 0; whtnet "),
+        (["table", "--seeds", "0;1"], "argument --seeds: '0;1' is no list of whole numbers such as 0,1,2; whtnet "),
+        (["report", "--results", "nowhere"], "argument --results: there is no folder 'nowhere'; whtnet report "),
+        (["verify", "everything"], "unrecognized arguments: everything; whtnet verify --help says more"),
+    ],
+)
+def test_words_that_no_command_takes_are_told_in_a_line_without_pytorch(words, answer):
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", DOOR, *words],
+        capture_output=True,
+        text=True,
+        env={"PATH": "", "PYTHONPATH": str(ROOT)},
+        timeout=60,
+    )
+    imported = [line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")]
+    said = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    assert done.returncode in (1, 2)
+    assert (done.stdout, len(said)) == ("", 1)
+    assert said[0].startswith(f"error: {answer}")
+    assert "argparse" in imported or words == ["trian"]
+    assert "torch" not in imported
 
 
 def test_every_public_name_is_declared_and_found():

@@ -53,7 +53,7 @@ def test_the_installed_command_works_in_an_empty_folder(installed, tmp_path):
     assert all(f"  {name} " in helped.stdout for name in COMMANDS)
     unknown = whtnet(installed, "trian", cwd=tmp_path)
     assert unknown.returncode == 1
-    assert "there is no whtnet trian" in unknown.stderr
+    assert unknown.stderr == "error: there is no command 'trian'; did you mean train?\n"
     counted = whtnet(installed, "count", "backbone=resnet20", "policy=paper", cwd=tmp_path)
     assert "133,082" in counted.stdout, counted.stderr
     assert not list(tmp_path.iterdir())

@@ -1,7 +1,9 @@
 """What train.py does with a composed config. It stands here because launchers send it to other processes by name."""
 
+import functools
 import io
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from whtnet.console import (
 )
 from whtnet.errors import JobFailedError, UserError
 from whtnet.experiment import Experiment
+from whtnet.kernels import get_backend
+from whtnet.policy import Report
 from whtnet.preemption import PreemptedError
 from whtnet.runs import dry_run, run
 from whtnet.tracking import make_sink
@@ -50,7 +54,7 @@ def train(c: dict[str, Any], job: str | None = None) -> float | None:
         return _train(c)
     console.print(job, style="bold", soft_wrap=True)
     try:
-        return _train(c)
+        return _train(c, on_report=_print_new_report)
     except PreemptedError:  # ends the sweep
         raise
     except UserError as error:
@@ -58,25 +62,29 @@ def train(c: dict[str, Any], job: str | None = None) -> float | None:
         raise JobFailedError(str(error)) from error
 
 
-def _train(c: dict[str, Any]) -> float | None:
+_print_new_report = functools.cache(print_report)  # jobs of a sweep may have the same
+
+
+def _train(c: dict[str, Any], on_report: Callable[[Report], None] = print_report) -> float | None:
+    get_backend()  # a bad WHTNET_BACKEND is told before anything that takes long
     experiment = Experiment.from_config(c)
+    sink = distributed.together(lambda: make_sink(**c["logger"]))
     if c["trainer"]["dry_run"]:
-        report, metrics = dry_run(experiment)
-        print_report(report)
+        metrics = dry_run(experiment, on_report=on_report, on_notice=console.print)
         console.print(f"One batch trained: loss {metrics['train_loss']:.4f}. Nothing was written.")
         return None
     with ProgressView() as view:
         record = run(
             experiment,
-            sink=distributed.together(lambda: make_sink(**c["logger"])),
+            sink=sink,
             root=Path(c["run_root"]),
             resume=c["resume"],
             group=c["group"],
             tags=c["tags"],
             on_folder=_print_folder,
-            on_report=print_report,
+            on_report=on_report,
             on_fits=print_fits,
-            on_notice=lambda text: console.print(text),
+            on_notice=console.print,
             on_epoch=EpochLines(experiment.trainer.epochs),
             on_progress=view.task(experiment.name),
         )

@@ -7,9 +7,10 @@ import signal
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TextIO, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -169,10 +170,12 @@ def _duration(seconds: float) -> str:
 
 
 def print_report(report: Report) -> None:
-    """Show what a policy replaced, and what the model costs before and after."""
+    """Show what a policy replaced, what the model costs before and after, and what should not be overlooked."""
     if report.replacements:
         console.print(_rich(report.title, report.sites, right=(4,)))
     console.print(_rich(report.count, report.totals, right=(1, 2, 3)))
+    for notice in report.notices:
+        print_warning(notice)
 
 
 def _rich(title: str, rows: Sequence[Sequence[str]], right: Sequence[int]) -> Table:
@@ -214,8 +217,8 @@ def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
     """Turn errors that the user can mend, and Ctrl-C, into their message and an exit status, without a traceback.
 
     A preempted run ends with status 75. What goes wrong in one of several processes is told by the first one if it
-    knows, else by that one. Output that a terminal's encoding lacks is replaced; a reader that has gone ends the
-    command, as it does other programs.
+    knows, else by that one. Warnings are lines without the place in the code that they came from. Output that a
+    terminal's encoding lacks is replaced; a reader that has gone ends the command, as it does other programs.
     """
 
     @functools.wraps(main)
@@ -223,7 +226,9 @@ def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="replace")
         try:
-            result = main(*args, **kwargs)
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                result = main(*args, **kwargs)
             sys.stdout.flush()
             return result
         except PreemptedError as error:
@@ -242,6 +247,23 @@ def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
             sys.exit(130)
 
     return wrapper
+
+
+def print_warning(text: str) -> None:
+    """Tell in a line what may not be as it was meant; one process on each machine does."""
+    if distributed.local_rank() == 0:
+        error_console.print(f"warning: {' '.join(text.split())}", style="yellow")
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    print_warning(str(message))
 
 
 def print_error(error: UserError) -> None:

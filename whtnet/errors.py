@@ -1,5 +1,10 @@
 """The one base of all errors that a user can mend: command lines print their message, without a traceback."""
 
+import difflib
+from collections.abc import Iterable
+
+_SHOWN = 12
+
 
 class UserError(Exception):
     """Something in the settings, the data or the machine is not as it must be; the message says what to do."""
@@ -7,3 +12,27 @@ class UserError(Exception):
 
 class JobFailedError(Exception):
     """A job of a sweep ended with an error that its user was told; no :class:`UserError`, for the others go on."""
+
+
+def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """What to add to the message about a name that there is not.
+
+    Args:
+        word: the name.
+        known: those that there are.
+        prefix: to write in front of these.
+
+    Returns:
+        ``did you mean A or B?`` where some are near, else all if they are few, else the first of them and a count.
+    """
+    known = sorted(set(known))
+    near = difflib.get_close_matches(word, known, n=3)
+    near = [name for name in near if _ratio(word, name) > _ratio(word, near[0]) - 0.1]
+    if near := near or [name for name in known if word and word in name][:3]:
+        return f"did you mean {' or '.join(prefix + name for name in near)}?"
+    rest = f", … ({len(known)} in all)" if len(known) > _SHOWN else ""
+    return f"there are {', '.join(prefix + name for name in known[:_SHOWN])}{rest}" if known else "there are none"
+
+
+def _ratio(word: str, name: str) -> float:
+    return difflib.SequenceMatcher(None, name, word).ratio()

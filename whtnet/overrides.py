@@ -1,6 +1,5 @@
 """What is wrong with an override, in a line that says what may have been meant. Needs no PyTorch."""
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -8,8 +7,24 @@ from pathlib import Path
 from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
+from whtnet.errors import UserError, did_you_mean
+
 _KEY = re.compile(r"Could not override '([^'@]+)'")
-_SHOWN = 12
+_UNREADABLE = re.compile(r"Error parsing override '(.*?)'\n([^\n]*)", re.DOTALL)
+
+
+def check_words(words: Iterable[str]) -> None:
+    """Find what Hydra takes for a setting without a name.
+
+    Args:
+        words: of a command line.
+
+    Raises:
+        UserError: naming the first such word.
+    """
+    for word in words:
+        if re.match(r"[+~]*=", word):
+            raise UserError(f"{word!r} names no setting; write NAME=VALUE, without spaces around the sign")
 
 
 def explain(error: Exception, configs: Path) -> str:
@@ -24,18 +39,14 @@ def explain(error: Exception, configs: Path) -> str:
         if group == "hydra":
             group, _, choice = str(error.missing_cfg_file).rpartition("/")
         choices = [*_choices(configs / group), *(error.options or ())]
-        return f"no {group} {choice!r}; {_suggestion(choice, choices, f'see {configs.name}/{group}')}"
+        return f"no {group} {choice!r}; {did_you_mean(choice, choices)}"
     if match := _KEY.match(str(error)):
         key = match[1]
-        return f"no setting {key!r}; {_suggestion(key, _keys(configs), 'train.py --cfg job shows all')}"
+        return f"no setting {key!r}; {did_you_mean(key, _keys(configs))}"
+    if match := _UNREADABLE.match(str(error)):
+        override, reason = match.groups()
+        return f"can't read {override!r} ({reason}); write NAME=VALUE, and what has spaces or signs as 'NAME=\"VALUE\"'"
     return " ".join(str(error).split())
-
-
-def _suggestion(word: str, known: Iterable[str], otherwise: str) -> str:
-    known = sorted(set(known))
-    if near := difflib.get_close_matches(word, known, n=1):
-        return f"did you mean {near[0]}?"
-    return f"there are {', '.join(known)}" if len(known) <= _SHOWN else otherwise
 
 
 def _choices(folder: Path) -> list[str]:

@@ -101,9 +101,7 @@ def run(
         with _ending(sink, parts.cost) as summary:
             sink.show({"replaced sites": _sites(parts.report)}, {})
             on_folder(folder, False)
-            on_report(parts.report)
-            on_notice(parts.dataset.summary)
-            _notice_small_data(parts.loaders, experiment.trainer.batch_size, on_notice)
+            parts.tell(experiment, on_report, on_notice)
             with listening() as stop_requested:
                 model, result = parts.fit(
                     experiment,
@@ -124,10 +122,25 @@ def run(
     return distributed.from_first(lambda: _finished(folder))
 
 
-def dry_run(experiment: Experiment) -> tuple[Report, dict[str, float]]:
-    """Build the model, train and evaluate one batch, write nothing; returns the policy's report and the metrics."""
+def dry_run(
+    experiment: Experiment,
+    *,
+    on_report: Callable[[Report], None] = lambda report: None,
+    on_notice: Callable[[str], None] = lambda text: None,
+) -> dict[str, float]:
+    """Build the model, train and evaluate one batch, write nothing.
+
+    Args:
+        experiment: the settings.
+        on_report: as for :func:`run`.
+        on_notice: likewise.
+
+    Returns:
+        The metrics of the batch.
+    """
     parts = distributed.together(lambda: _prepare(experiment, resolve_device(experiment.device)))
-    return parts.report, parts.fit(experiment)[1].history[-1]
+    parts.tell(experiment, on_report, on_notice)
+    return parts.fit(experiment)[1].history[-1]
 
 
 def resolve_device(name: str) -> torch.device:
@@ -167,6 +180,16 @@ class _Parts:
     @property
     def cost(self) -> dict[str, int]:
         return self.report.to_dict()["after"]
+
+    def tell(
+        self, experiment: Experiment, on_report: Callable[[Report], None], on_notice: Callable[[str], None]
+    ) -> None:
+        """Say what is going to be trained on what."""
+        on_report(self.report)
+        on_notice(self.dataset.summary)
+        if (size := self.loaders.train.batch_size) < experiment.trainer.batch_size:
+            images = f"the {size} training images that there are"
+            on_notice(f"warning: trainer.batch_size={experiment.trainer.batch_size} is cut down to {images}")
 
     def fit(self, experiment: Experiment, **options: Any) -> tuple[nn.Module, FitResult]:
         return fit_in_stages(
@@ -221,12 +244,6 @@ def _prepare(experiment: Experiment, device: torch.device) -> _Parts:
         workers=config.workers,
     )
     return _Parts(device, original, begun, report, loaders, dataset)
-
-
-def _notice_small_data(loaders: Loaders, batch_size: int, on_notice: Callable[[str], None]) -> None:
-    if loaders.train.batch_size < batch_size:
-        images = f"the {loaders.train.batch_size} training images that there are"
-        on_notice(f"warning: trainer.batch_size={batch_size} is cut down to {images}")
 
 
 def _finished(folder: Path) -> dict[str, Any] | None:

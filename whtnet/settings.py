@@ -1,7 +1,6 @@
 """Plain data as settings: pydantic compares them with the annotations of what takes them."""
 
 import dataclasses
-import difflib
 import functools
 import inspect
 import json
@@ -10,7 +9,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from whtnet.errors import UserError
+from whtnet.errors import UserError, did_you_mean
 
 C = TypeVar("C")
 
@@ -54,9 +53,8 @@ def unknown_setting(name: str, known: Sequence[str]) -> str:
     if name in RENAMED:
         return f"{name} is called {RENAMED[name]} now"
     group, _, word = name.rpartition(".")
-    if near := difflib.get_close_matches(word, [other.rpartition(".")[2] for other in known], n=2):
-        return f"there is no setting {name}; did you mean {' or '.join(f'{group}.{one}' for one in near)}?"
-    return f"there is no setting {name}" + (f"; there are {', '.join(known)}" if known else "")
+    words = [other.rpartition(".")[2] for other in known]
+    return f"there is no setting {name}; {did_you_mean(word, words, f'{group}.')}"
 
 
 def check_fields(config: Any, group: str) -> None:

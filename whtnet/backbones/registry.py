@@ -1,6 +1,5 @@
 """Build a backbone by name: the CIFAR ResNets from here, any other from torchvision or timm."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 
 import timm
@@ -11,6 +10,7 @@ from whtnet.backbones.cifar_resnet import FORMS, CifarResNet
 from whtnet.backbones.errors import BackboneError
 from whtnet.backbones.weights import load_weights_
 from whtnet.cost import meta_probe
+from whtnet.errors import did_you_mean
 from whtnet.extensions import call_extension, is_extension
 from whtnet.settings import check_arguments
 
@@ -71,9 +71,10 @@ def build_backbone(
         known = ["name", *build_backbone.__kwdefaults__]
         known.remove("num_classes")  # the data set's
         raise BackboneError(f"unknown backbone settings {', '.join(sorted(options))}; there are {', '.join(known)}")
-    check_arguments(
-        build_backbone, {"name": name, "pretrained": pretrained, "weights": weights}, "backbone", BackboneError
-    )
+    given = {"name": name, "form": form, "source": source, "stem": stem, "pretrained": pretrained, "weights": weights}
+    check_arguments(build_backbone, given, "backbone", BackboneError)
+    if not isinstance(num_classes, int) or num_classes < 1:
+        raise BackboneError(f"num_classes={num_classes!r} is no number of classes; give a whole number from 1")
     if pretrained and weights:
         raise BackboneError(f"backbone.pretrained=true and backbone.weights={weights} exclude each other; give one")
     if is_extension(name):
@@ -87,9 +88,9 @@ def build_backbone(
     library, _, model_name = name.partition("/")
     if not model_name:
         if name not in LIBRARY_MODELS:
+            near = did_you_mean(name, [*CIFAR_RESNETS, *LIBRARY_MODELS])
             raise BackboneError(
-                f"unknown backbone {name!r}; choose one of {', '.join([*CIFAR_RESNETS, *LIBRARY_MODELS])}, or "
-                "torchvision/NAME or timm/NAME, or my_package.models:net of your own"
+                f"unknown backbone {name!r}; {near} (or torchvision/NAME, timm/NAME, my_package.models:net of your own)"
             )
         library, model_name = source, LIBRARY_MODELS[name] if source == "timm" else name
     _check_choice(name, "source", library, SOURCES)
@@ -126,8 +127,7 @@ def _check_choice(backbone: str, key: str, value: str, allowed: Sequence[str]) -
 def _from_library(name: str, library: str, num_classes: int, pretrained: bool) -> nn.Module:
     known = timm.list_models() if library == "timm" else torchvision.models.list_models(module=torchvision.models)
     if name.partition(".")[0] not in known:  # timm's names may end in the weights' tag
-        near = ", ".join(difflib.get_close_matches(name, known)) or f"{known[0]}, {known[1]}, …"
-        raise BackboneError(f"{library} has no classifier {name!r}; did you mean {near}?")
+        raise BackboneError(f"{library} has no classifier {name!r}; {did_you_mean(name, known)}")
     build = _from_timm if library == "timm" else _from_torchvision
     try:
         return build(name, num_classes, pretrained)

@@ -1,7 +1,14 @@
-"""The command ``whtnet``: what can be done, each in a module of its own that is imported when it is asked for."""
+"""The command ``whtnet``: what can be done, each in a module of its own that is imported when it is asked for.
+
+The command line is read before that (:mod:`whtnet.commands.arguments`), so that help and typing mistakes need not wait
+for PyTorch.
+"""
 
 import importlib
+import io
 import sys
+
+from whtnet.errors import did_you_mean
 
 COMMANDS = {
     "train": "train a network",
@@ -15,14 +22,30 @@ COMMANDS = {
 }
 
 
-def main() -> None:
-    """Hand the command line on to the command that it names."""
-    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+def main(name: str | None = None) -> None:
+    """Run a command on the words of the command line.
+
+    Args:
+        name: of the command; None for the first word.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # what a terminal's encoding lacks
+    if name is None:
+        name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+        sys.argv = [f"whtnet {name}", *sys.argv[2:]]
     if name in ("-h", "--help"):
         lines = [f"  {name:<9} {text}" for name, text in COMMANDS.items()]
         print("usage: whtnet COMMAND …, whtnet COMMAND --help says more", "", *lines, sep="\n")
         return
     if name not in COMMANDS:
-        sys.exit(f"error: there is no whtnet {name}; there are {', '.join(COMMANDS)}")
-    sys.argv = [f"whtnet {name}", *sys.argv[2:]]
-    importlib.import_module(f"whtnet.commands.{name}").main()
+        sys.exit(f"error: there is no command {name!r}; {did_you_mean(name, COMMANDS)}")
+    try:
+        if name == "train":  # Hydra reads its command line
+            importlib.import_module("whtnet.commands.train").main()
+            return
+        from whtnet.commands.arguments import read_arguments
+
+        arguments = read_arguments(name)
+        importlib.import_module(f"whtnet.commands.{name}").main(arguments)
+    except KeyboardInterrupt:  # while libraries are imported; later on the commands say more
+        sys.exit(130)

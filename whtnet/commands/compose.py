@@ -1,7 +1,6 @@
 """Compose a Hydra config from overrides, as plain data: the commands' edge to Hydra."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -9,16 +8,10 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from whtnet.commands.places import ROOT
 from whtnet.errors import UserError
-from whtnet.overrides import explain
+from whtnet.overrides import check_words, explain
 from whtnet.searchpath import register_backbones
-
-PACKAGE = Path(__file__).resolve().parents[1]
-ROOT = PACKAGE if (PACKAGE / "configs").is_dir() else PACKAGE.parent
-"""Of the configs, the tables' specifications and the published results: a checkout, or the installed package."""
-
-PLACE = Path() if ROOT == PACKAGE else ROOT
-"""Where runs and tables are written: the checkout, or, without one, the working folder."""
 
 
 def compose_config(overrides: Sequence[str], config_name: str = "config") -> dict[str, Any]:
@@ -28,6 +21,7 @@ def compose_config(overrides: Sequence[str], config_name: str = "config") -> dic
         UserError: if an override does not fit the config.
     """
     register_backbones()
+    check_words(overrides)
     try:
         with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
             return OmegaConf.to_container(compose(config_name, list(overrides)), resolve=True)

@@ -1,10 +1,6 @@
-"""Evaluate a trained model: top-1, top-5, per class, confusion matrix, calibration.
-
-whtnet evaluate MODEL [dataset.root=FOLDER …]    MODEL: folder of a run, checkpoint, saved model, hub name
-"""
+"""Evaluate a trained model: ``whtnet evaluate``."""
 
 import argparse
-from pathlib import Path
 
 from whtnet.classifier import Classifier
 from whtnet.commands.data import load_data
@@ -20,19 +16,8 @@ _MATRIX_CLASSES = 20  # a larger matrix does not fit a terminal
 
 
 @exit_on_user_error
-def main() -> None:
-    """Parse the command line, evaluate, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="folder of a run, checkpoint file, folder of a saved model, or OWNER/NAME")
-    parser.add_argument(
-        "--trust", action="append", default=[], metavar="PACKAGE", help="of yours, that the model names"
-    )
-    parser.add_argument("overrides", nargs="*", help="dataset.root=… or other settings of the data set")
-    parser.add_argument("--split", choices=("test", "holdout"), default="test")
-    parser.add_argument("--batch-size", type=int, default=500)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
-    arguments = parser.parse_intermixed_args()
+def main(arguments: argparse.Namespace) -> None:
+    """Evaluate and print."""
     device = resolve_device(arguments.device)
     trust(arguments.trust)
     model = Classifier.load(arguments.model).to(device)

@@ -1,9 +1,4 @@
-"""Export a trained model and check what is written against it.
-
-whtnet export MODEL --to onnx int8 torch safetensors --time
-
-int8 takes images of the data set to choose its scales, and compares its accuracy with the ONNX file's.
-"""
+"""Export a trained model and check what is written against it: ``whtnet export``."""
 
 import argparse
 import tempfile
@@ -22,25 +17,13 @@ from whtnet.export import export_onnx, export_safetensors, export_torch, onnx_se
 from whtnet.extensions import trust
 from whtnet.tables import Column, Table, to_rich
 
-FORMATS = ("onnx", "int8", "torch", "safetensors")
 CALIBRATION_IMAGES = 256
 TIMED_BATCHES = (1, 64)
 
 
 @exit_on_user_error
-def main() -> None:
-    """Parse the command line, export, check, time."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="folder of a run, checkpoint file, folder of a saved model, or OWNER/NAME")
-    parser.add_argument(
-        "--trust", action="append", default=[], metavar="PACKAGE", help="of yours, that the model names"
-    )
-    parser.add_argument("overrides", nargs="*", help="dataset.root=… for int8")
-    parser.add_argument("--to", nargs="+", choices=FORMATS, default=["onnx"], metavar="FORMAT", help=", ".join(FORMATS))
-    parser.add_argument("--output", type=Path, help="folder (default: exports/NAME, of the model)")
-    parser.add_argument("--time", action="store_true", help="time the ONNX files beside the unreplaced model's")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of timing for each file and batch size")
-    arguments = parser.parse_intermixed_args()
+def main(arguments: argparse.Namespace) -> None:
+    """Export, check, time."""
     trust(arguments.trust)
     model = Classifier.load(arguments.model)
     output: Path = arguments.output or Path("exports") / _name(arguments.model)

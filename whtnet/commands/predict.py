@@ -1,7 +1,4 @@
-"""Say what is on images, with a trained model.
-
-whtnet predict MODEL IMAGE [IMAGE …]
-"""
+"""Say what is on images, with a trained model: ``whtnet predict``."""
 
 import argparse
 import json
@@ -17,17 +14,8 @@ from whtnet.tables import Column, Table, to_rich
 
 
 @exit_on_user_error
-def main() -> None:
-    """Parse the command line, predict, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="folder of a run, checkpoint file, folder of a saved model, or OWNER/NAME")
-    parser.add_argument(
-        "--trust", action="append", default=[], metavar="PACKAGE", help="of yours, that the model names"
-    )
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
-    parser.add_argument("--top", type=int, default=3, help="classes to name for each image (default 3)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    arguments = parser.parse_intermixed_args()
+def main(arguments: argparse.Namespace) -> None:
+    """Predict and print."""
     trust(arguments.trust)
     model = Classifier.load(arguments.model)
     predictions = {str(path): predict(model, path, arguments.top) for path in arguments.images}
@@ -50,5 +38,5 @@ def predict(model: Classifier, path: Path, top: int) -> dict[str, float]:
     Raises:
         DatasetError: if the file can't be decoded as an image.
     """
-    values, indices = model(model.preprocess(open_rgb(path)))[0].softmax(0).topk(min(max(top, 1), len(model.classes)))
+    values, indices = model(model.preprocess(open_rgb(path)))[0].softmax(0).topk(min(top, len(model.classes)))
     return {model.classes[i]: value for i, value in zip(indices.tolist(), values.tolist(), strict=True)}

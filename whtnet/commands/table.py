@@ -1,7 +1,4 @@
-"""Reproduce tables: ``whtnet table [TABLE …]``; without a name, the quick ones.
-
-New runs, counts, timings and tables go to runs/results/, laid out as results/, and are compared with results/.
-"""
+"""Reproduce tables: ``whtnet table``."""
 
 import argparse
 import itertools
@@ -12,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from whtnet.classifier import Classifier
-from whtnet.commands.compose import PLACE, ROOT, backbone_settings, compose_config
+from whtnet.commands.compose import backbone_settings, compose_config
+from whtnet.commands.places import PLACE, ROOT
 from whtnet.console import ProgressView, TaskView, console, exit_on_user_error
 from whtnet.errors import UserError
 from whtnet.experiment import Experiment
@@ -92,9 +90,8 @@ class Folders:
 
 
 @exit_on_user_error
-def main() -> None:
-    """Parse the command line and reproduce the tables one after another."""
-    arguments = _parse()
+def main(arguments: argparse.Namespace) -> None:
+    """Reproduce the tables one after another."""
     trust_typed(arguments.override)
     if arguments.update and ROOT != PLACE:
         raise UserError("--update makes the project's own results; it works in a checkout only")
@@ -104,45 +101,11 @@ def main() -> None:
         _list_tables(folders.experiments)
         return
     for spec in specs:
+        if spec.kind == "training":
+            _chosen_rows(spec, arguments.rows)  # for its error
+    for spec in specs:
         _MEASURE[spec.kind](spec, folders, arguments)
         _publish(spec, folders, arguments)
-
-
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = ", ".join(table_names(ROOT / "experiments"))
-    parser.add_argument("tables", nargs="*", help=f"from {names}; default: the quick ones")
-    parser.add_argument("--list", action="store_true", help="list the tables and stop")
-    parser.add_argument("--logger", default="wandb", help="where training curves go besides the records: wandb or none")
-    parser.add_argument(
-        "--override", action="append", default=[], metavar="KEY=VALUE", help="a Hydra override for all runs"
-    )
-    parser.add_argument("--seconds", type=float, default=1.5, help="time for each contender of a speed table")
-    parser.add_argument("--fresh", action="store_true", help="train again what is recorded or was begun")
-    parser.add_argument(
-        "--recipe", help="a trainer config, such as authors or short; default: authors on a GPU, else short"
-    )
-    parser.add_argument("--rows", type=_words, metavar="ID,…", help="train these rows only")
-    parser.add_argument("--seeds", type=_numbers, metavar="N,…", help="train these seeds in place of the table's")
-    parser.add_argument("--jobs", type=int, metavar="N", help="runs at once; default: 1 on the CPU, many on a GPU")
-    parser.add_argument(
-        "--no-training", action="store_true", help="train and time nothing: count, and show what is recorded"
-    )
-    parser.add_argument(
-        "--update", action="store_true", help="for maintainers: make results/ and the tables in README.md themselves"
-    )
-    return parser.parse_intermixed_args()
-
-
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",")]
-
-
-def _numbers(text: str) -> list[int]:
-    try:
-        return [int(word) for word in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers such as 0,1,2") from None
 
 
 def _list_tables(experiments: Path) -> None:

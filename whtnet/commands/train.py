@@ -12,10 +12,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from whtnet.commands.compose import ROOT
+from whtnet.commands.places import ROOT
 from whtnet.errors import JobFailedError, UserError
 from whtnet.extensions import trust_typed
-from whtnet.overrides import explain
+from whtnet.overrides import check_words, explain
 from whtnet.searchpath import register_backbones
 from whtnet.sweeps import register_sweeper, title_of_job
 
@@ -39,6 +39,7 @@ def main() -> None:
     register_backbones()
     register_sweeper()
     try:
+        check_words(sys.argv[1:])
         _train()
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {explain(error, ROOT / 'configs')}")

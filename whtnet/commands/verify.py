@@ -1,9 +1,4 @@
-"""Check what the project publishes, without training: ``whtnet verify``.
-
-Records replay, counts are those of the built models and of the tables' rows, results/ and README.md hold what the
-records render to, committed weights give their records' accuracies, and HT-2023's released networks those of their
-logs, where files and data are at hand. Exits with 1 if anything failed.
-"""
+"""Check what the project publishes, without training: ``whtnet verify``."""
 
 import argparse
 import itertools
@@ -11,7 +6,8 @@ import sys
 from collections import Counter
 from collections.abc import Iterable
 
-from whtnet.commands.compose import ROOT, backbone_settings, compose_config
+from whtnet.commands.compose import backbone_settings, compose_config
+from whtnet.commands.places import ROOT
 from whtnet.console import ProgressView, console, exit_on_user_error
 from whtnet.tables import Identities, Results, pages
 from whtnet.verification import (
@@ -31,9 +27,8 @@ from whtnet.verification import (
 
 
 @exit_on_user_error
-def main() -> None:
+def main(_: argparse.Namespace) -> None:
     """Run all checks and say what failed."""
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     results = Results(ROOT / "experiments", ROOT / "results", Identities(compose_config))
     specs = results.specs()
     found = _show("records that replay", check_records(results))

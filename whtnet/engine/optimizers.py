@@ -1,6 +1,5 @@
 """Whether timm has an optimiser. Settings import this late, because timm takes its time."""
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from torch import nn
 
+from whtnet.errors import did_you_mean
 from whtnet.settings import ConfigError
 
 
@@ -19,8 +19,7 @@ def check_optimizer(opt: str, options: Mapping[str, Any]) -> None:
             it needs second derivatives, which the training loop doesn't compute.
     """
     if opt not in (names := list_optimizers()):
-        near = difflib.get_close_matches(opt, names, n=4) or ["sgd", "adamw", "lamb", "muon"]
-        raise ConfigError(f"unknown trainer.opt {opt!r}; did you mean {', '.join(near)}? They are those of timm.optim")
+        raise ConfigError(f"trainer.opt={opt!r} is no optimiser of timm.optim; {did_you_mean(opt, names)}")
     if get_optimizer_info(opt).second_order:
         raise ConfigError(f"trainer.opt={opt} needs second derivatives, which are not computed here; choose another")
     try:

@@ -58,6 +58,17 @@ class Report:
         return data
 
     @property
+    def notices(self) -> list[str]:
+        """What should not be overlooked: layers over a map where there is nothing for them to do."""
+        points = [site for site in self.replacements if site.layer.endswith("2d") and site.input_shape[1:] == (1, 1)]
+        if not points:
+            return []
+        return [
+            f"{len(points)} of the {self.count} have maps of 1×1, where a 2-D layer transforms nothing; "
+            "larger images, or backbone.stem=cifar for a network of torchvision or timm, keep the maps larger"
+        ]
+
+    @property
     def title(self) -> str:
         """Network, image and policy in a line."""
         return f"{self.architecture}, {_size(self.input_size)}, policy {self.policy}"

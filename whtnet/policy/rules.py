@@ -1,7 +1,6 @@
 """Policies as data: an ordered list of rules that say which sites of a network get which layer."""
 
 import dataclasses
-import difflib
 import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 import yaml
 from torch import nn
 
-from whtnet.errors import UserError
+from whtnet.errors import UserError, did_you_mean
 
 SITE_KINDS = ("conv1x1", "conv3x3", "depthwise3x3", "squeeze_excite", "before_gap")
 PARTS = ("stem", "blocks", "between", "head")
@@ -237,10 +236,7 @@ def _policy_data(name_or_path: str | Path) -> Any:
 def _no_policy(name: str) -> str:
     if name in _RENAMED:
         return f"no policy {name!r} any more; it is policy={_RENAMED[name]}"
-    known = shipped_policies()
-    near = difflib.get_close_matches(name, known) or [other for other in known if name in other]
-    hint = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(known)}"
-    return f"no policy {name!r}; {hint} (or give the path of a .yaml file)"
+    return f"no policy {name!r}; {did_you_mean(name, shipped_policies())} (or give the path of a .yaml file)"
 
 
 def shipped_policies() -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from whtnet.errors import UserError
+from whtnet.errors import UserError, did_you_mean
 
 KINDS = ("parameters", "coverage", "training", "speed", "layers", "released", "study", "verdicts")
 
@@ -77,7 +77,7 @@ def load_spec(folder: Path, name: str) -> TableSpec:
     """
     path = folder / f"{name}.yaml"
     if not path.is_file():
-        raise TableError(f"no table {name!r}; there are {', '.join(table_names(folder))}")
+        raise TableError(f"no table {name!r}; {did_you_mean(name, table_names(folder))}")
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
         names = ("rows", "overrides", "seeds", "counted", "families", "networks")

@@ -13,6 +13,7 @@ from whtnet.records import plain
 from whtnet.tracking.sink import BETTER, Answers, Dashboard, Rows, RunInfo, SinkError
 
 _SPLITS = ("train", "holdout", "test")
+_MODES = ("online", "offline", "shared", "disabled", "dryrun", "run")
 _MOST_CLASSES = 100  # of a confusion matrix; its chart has a row for each pair, of which wandb takes 10,000
 
 
@@ -47,6 +48,9 @@ class WandbSink(Dashboard):
     ) -> None:
         if mode not in ("auto", "online", "offline", "disabled"):
             raise SinkError(f"unknown wandb mode {mode!r}; choose one of auto, online, offline, disabled")
+        if (variable := os.environ.get("WANDB_MODE")) and variable not in _MODES:
+            modes = ", ".join(_MODES)
+            raise SinkError(f"WANDB_MODE={variable!r} is no mode of wandb; set one of {modes}, or choose logger=none")
         super().__init__()
         self.project, self.entity, self.mode, self.dir, self.artifact = project, entity, mode, dir, artifact
 
@@ -205,7 +209,8 @@ def _choose_mode(wandb: Any) -> tuple[str, str]:
     try:
         mode = os.environ.get("WANDB_MODE") or wandb.setup(wandb.Settings(silent=True)).settings.mode
     except Exception as error:
-        raise SinkError(f"wandb refuses its settings: {error}; mend them, or choose logger=none") from error
+        reason = " ".join(str(error).split())  # pydantic has several lines to say
+        raise SinkError(f"wandb refuses its settings: {reason}; mend them, or choose logger=none") from error
     if mode == "online" and "WANDB_MODE" not in os.environ:
         try:
             if not wandb.login(prompt=False, verify=False):  # asks neither the user nor the network
