@@ -61,12 +61,33 @@ def test_a_published_network_is_the_trained_one(publish, trained, tmp_path):
     assert "11 convolutions" in card
 
 
-def test_other_classes_start_fresh(publish, trained, capsys):
+def test_other_classes_and_channels_start_fresh(publish, trained):
     publish()
+    theirs = Classifier.load(trained[0]).network.conv1.weight
     model = timm.create_model("whtnet_resnet20_paper", pretrained=True, num_classes=7)
     assert model.fc.out_features == 7
-    assert "fc.weight, fc.bias start fresh" in capsys.readouterr().err
-    assert torch.equal(model.conv1.weight, Classifier.load(trained[0]).network.conv1.weight)
+    assert torch.equal(model.conv1.weight, theirs)
+    grey = timm.create_model("whtnet_resnet20_paper", pretrained=True, in_chans=1, num_classes=0)
+    torch.testing.assert_close(grey.conv1.weight, theirs.sum(1, keepdim=True))
+    features = timm.create_model("whtnet_resnet20_paper", pretrained=True, features_only=True)
+    assert torch.equal(features.model.conv1.weight, theirs)
+
+
+def test_timm_knows_the_normalisation(publish, trained):
+    publish()
+    trained_one = Classifier.load(trained[0])
+    config = timm.data.resolve_model_data_config(timm.create_model("whtnet_resnet20_paper", pretrained=True))
+    assert config["input_size"] == trained_one.input_size
+    torch.testing.assert_close(torch.tensor(config["mean"]), trained_one.mean.flatten())
+
+
+def test_published_networks_of_another_kind_are_refused(publish, tmp_path):
+    publish()
+    with pytest.raises(BackboneError, match=r"published for images of 32×32; with img_size=16"):
+        timm.create_model("whtnet_resnet20_paper", pretrained=True, img_size=16)
+    (tmp_path / "weights" / "resnet20_paper.safetensors").rename(tmp_path / "weights" / "resnet18_paper.safetensors")
+    with pytest.raises(BackboneError, match=r"Classifier\.load\('resnet18_paper'\)"):
+        timm.create_model("whtnet_resnet18_paper", pretrained=True, img_size=32)
 
 
 def test_what_can_not_be_published_is_said(publish, tmp_path):

@@ -48,16 +48,24 @@ def weights_file(source: str) -> Path:
     return file
 
 
+def find_published(name: str) -> Path | None:
+    """The file of a network that the project publishes, or None if it is not among them."""
+    file = PUBLISHED / f"{name}.safetensors"
+    return file if file.is_file() else None
+
+
 def published_file(name: str) -> Path:
     """The file of a network that the project publishes.
 
     Raises:
         BackboneError: with the names that there are, if there is none.
     """
-    file = PUBLISHED / f"{name}.safetensors"
-    if not file.is_file():
+    file = find_published(name)
+    if file is None:
         names = ", ".join(sorted(path.stem for path in PUBLISHED.glob("*.safetensors"))) or "none"
-        raise BackboneError(f"no pretrained weights {name!r}: {file} is not there; published are {names}")
+        raise BackboneError(
+            f"no pretrained weights {name!r}: {PUBLISHED / name}.safetensors is not there; published are {names}"
+        )
     return file
 
 
