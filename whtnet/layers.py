@@ -31,7 +31,13 @@ def fx_leaf(forward: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor],
     @functools.wraps(forward)
     def forward_or_node(self: nn.Module, x: Tensor) -> Tensor:
         if isinstance(x, Proxy):
-            return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x,), {})
+            path = x.tracer.path_of_module(self)
+            if not path:
+                raise ValueError(
+                    f"torch.fx keeps a {type(self).__name__} whole, so it can't be what is traced; trace what contains "
+                    "it, nn.Sequential(layer), say"
+                )
+            return x.tracer.create_proxy("call_module", path, (x,), {})
         return forward(self, x)
 
     return forward_or_node

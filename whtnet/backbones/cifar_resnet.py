@@ -101,6 +101,7 @@ class CifarResNet(nn.Module):
         self.layer2 = _stage(16, 32, 2, form, drops[n : 2 * n])
         self.layer3 = _stage(32, 64, 2, form, drops[2 * n :])
         self.avgpool: nn.Module = nn.AdaptiveAvgPool2d(1)
+        self.pooled = True
         self.fc = nn.Linear(64, num_classes) if num_classes else nn.Identity()
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -120,7 +121,7 @@ class CifarResNet(nn.Module):
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """The last map → class scores, or with ``pre_logits`` what the classifier takes."""
         x = self.avgpool(x)
-        if x.shape[-2:] == (1, 1):
+        if self.pooled:
             x = torch.flatten(x, 1)
         if self.drop_rate:
             x = F.dropout(x, self.drop_rate, self.training)
@@ -146,6 +147,7 @@ class CifarResNet(nn.Module):
         like = self.conv1.weight
         if global_pool is not None:
             pool = SelectAdaptivePool2d(pool_type=global_pool).train(self.training)
+            self.pooled = global_pool != ""
             self.avgpool = nn.Sequential(self.avgpool[0], pool) if isinstance(self.avgpool, nn.Sequential) else pool
             self.head_hidden_size = self.num_features * pool.feat_mult()
         self.num_classes = num_classes
@@ -196,7 +198,7 @@ class CifarResNet(nn.Module):
         self.num_features = self.head_hidden_size = self.feature_info[max(wanted)]["num_chs"]
         if prune_head:
             self.avgpool = nn.Identity()
-            self.reset_classifier(0)
+            self.reset_classifier(0, "")
         return wanted
 
     def _wanted(self, indices: int | Sequence[int] | None) -> list[int]:
