@@ -1,6 +1,10 @@
 """Layers as matrix products, and what the files of each runtime hold."""
 
 import copy
+import json
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -8,7 +12,7 @@ import yaml
 from shipped import ROOT
 
 from whtnet.classifier import Classifier
-from whtnet.export import export_onnx
+from whtnet.export import TOLERANCE, ExportError, export_aoti, export_onnx, export_tflite
 from whtnet.export.products import ChannelProducts, as_products
 from whtnet.layers import BWHT1d, FWHT2d, HTPerceptron2d, PreGAPFWHT2d, SpectralLayer
 
@@ -103,3 +107,86 @@ def test_an_onnx_file_follows_its_parameters(tmp_path):
     assert nodes.count("MatMul") == 6 * 4 + 3 * 2  # two a direction at 32×32 and 16×16, one at 8×8
     assert nodes.count("Tanh") == nodes.count("Abs") == 11
     assert len(nodes) < 170
+
+
+# --- TFLite ---
+
+
+@pytest.fixture(scope="module")
+def tflite():
+    pytest.importorskip("ai_edge_litert")
+    from whtnet.export import tflite
+    from whtnet.export.tflite.network import lower
+
+    def run(model, x):
+        interpreter = tflite.tflite_interpreter(lower(as_products(model), tuple(x.shape[1:])))
+        y = torch.from_numpy(tflite.run_tflite(interpreter, x.permute(0, 2, 3, 1).contiguous().numpy()))
+        return y.permute(0, 3, 1, 2) if y.dim() == 4 else y
+
+    return run
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("name", [name for name in LAYERS if name not in KEPT | {"strided map"}])
+def test_tflite_computes_what_the_layer_does(tflite, name, batch):
+    make, size = LAYERS[name]
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(make()).eval()
+    channels = next((m.in_channels for m in model.modules() if hasattr(m, "in_channels")), 24)
+    h, w = (size, size) if isinstance(size, int) else size
+    x = torch.randn(batch, channels, h, w)
+    with torch.no_grad():
+        torch.testing.assert_close(tflite(model, x), model(x), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("backbone", "policy"), [("resnet20", "none"), ("resnet20", "paper/resnet20"), ("resnet20", "ht2023/3path")]
+)
+def test_tflite_files_do_what_the_network_does(tmp_path, tflite, backbone, policy):
+    assert export_tflite(build(policy, backbone), tmp_path / "m.tflite") < TOLERANCE
+
+
+def test_tflite_mobilenet_parts(tflite):
+    nn = torch.nn
+    blocks = [nn.Conv2d(8, 8, 3, 2, 1, groups=8), nn.BatchNorm2d(8), nn.Hardswish(), nn.BatchNorm2d(8), nn.ReLU6()]
+    head = [nn.Dropout(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5, bias=False)]
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), *blocks, nn.Conv2d(8, 8, 1), nn.Hardsigmoid(), *head).eval()
+    x = torch.randn(2, 3, 9, 9)
+    with torch.no_grad():
+        torch.testing.assert_close(tflite(model, x), model(x), atol=1e-5, rtol=1e-4)
+
+
+def test_tflite_names_what_it_lacks(tflite):
+    for module in (torch.nn.GELU(), torch.nn.Conv2d(4, 4, 3, dilation=2), FWHT2d(9, stride=2), BWHT1d(4, 128)):
+        with pytest.raises(ExportError, match="TFLite"):
+            tflite(torch.nn.Sequential(module), torch.randn(1, 4, 9, 9))
+
+
+def test_a_missing_runtime_is_named_with_its_remedy(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ExportError, match="pip install ai-edge-litert flatbuffers"):
+        export_tflite(build("none"), tmp_path / "m.tflite")
+
+
+# --- AOTInductor ---
+
+
+class Small(torch.nn.Sequential):
+    input_size = (3, 8, 8)
+
+
+@pytest.mark.slow
+def test_a_compiled_package_runs_without_this_package(tmp_path):
+    if not (shutil.which("g++") or shutil.which("clang++")):
+        pytest.skip("no C++ compiler")
+    torch.manual_seed(0)
+    model = Small(torch.nn.Conv2d(3, 8, 3, padding=1), FWHT2d(8), torch.nn.Flatten(), torch.nn.Linear(512, 3))
+    assert export_aoti(model, tmp_path / "m.pt2") < TOLERANCE
+    load = "import sys, torch, torch._inductor; f = torch._inductor.aoti_load_package(sys.argv[1])"
+    code = f"{load}; print(f(torch.ones(2, 3, 8, 8)).tolist()); assert 'whtnet' not in sys.modules"
+    command = [sys.executable, "-c", code, tmp_path / "m.pt2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    found = torch.tensor(json.loads(done.stdout.splitlines()[-1]))
+    with torch.no_grad():
+        torch.testing.assert_close(found, model(torch.ones(2, 3, 8, 8)), atol=1e-5, rtol=1e-4)

@@ -26,6 +26,14 @@ from whtnet.bench.contenders import (
     layer_call,
     training_call,
 )
+from whtnet.bench.deployment import (
+    export_memory,
+    export_network,
+    tflite_layer_memory,
+    time_exports,
+    time_tflite_layers,
+    write_tflite_layer,
+)
 from whtnet.bench.timing import compare, peak_memory
 from whtnet.errors import UserError
 from whtnet.kernels import backend_for
@@ -134,7 +142,10 @@ def conditions(device: torch.device) -> dict[str, Any]:
     return {"backend": backend_for(torch.ones(1, 1, 2, 2, device=device)), "variables": variables}
 
 
-_TASKS = (time_layers, layer_memory, time_sizes, time_networks, network_memory, conditions)
+_TASKS = (
+    *(time_layers, layer_memory, time_sizes, time_networks, network_memory, conditions),
+    *(export_network, time_exports, export_memory, write_tflite_layer, time_tflite_layers, tflite_layer_memory),
+)
 
 
 def main() -> None:

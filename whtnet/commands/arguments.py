@@ -9,7 +9,7 @@ from typing import NoReturn
 from whtnet.commands.places import PLACE, ROOT
 from whtnet.errors import did_you_mean
 
-FORMATS = ("onnx", "int8", "torch", "safetensors")
+FORMATS = ("onnx", "int8", "tflite", "aoti", "torch", "safetensors")
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -76,7 +76,7 @@ whtnet predict MODEL IMAGE [IMAGE …]"""
 def _export(parser: CommandParser) -> None:
     parser.description = """Export a trained model and check what is written against it.
 
-whtnet export MODEL --to onnx int8 torch safetensors --time
+whtnet export MODEL --to onnx int8 tflite aoti torch safetensors --time
 
 int8 takes images of the data set to choose its scales, and compares its accuracy with the ONNX file's."""
     _model(parser)

@@ -13,7 +13,7 @@ from whtnet.commands.data import load_data
 from whtnet.console import console, exit_on_user_error
 from whtnet.data import Loaders
 from whtnet.evaluation import collect, measure_logits
-from whtnet.export import export_onnx, export_safetensors, export_torch, onnx_session, quantize_onnx, run_onnx
+from whtnet.export import RUNTIMES, export_onnx, export_safetensors, export_torch, onnx_session, quantize_onnx, run_onnx
 from whtnet.extensions import trust
 from whtnet.tables import Column, Table, to_rich
 
@@ -31,6 +31,9 @@ def main(arguments: argparse.Namespace) -> None:
     if {"onnx", "int8"} & {*arguments.to}:
         files["ONNX"] = output / "model.onnx"
         _report(files["ONNX"], export_onnx(model, files["ONNX"]))
+    for name in [name for name in ("tflite", "aoti") if name in arguments.to]:
+        path = output / RUNTIMES[name].file
+        _report(path, RUNTIMES[name].export(model, path))
     if "torch" in arguments.to:
         _report(output / "model.pt2", export_torch(model, output / "model.pt2"))
     if "safetensors" in arguments.to:

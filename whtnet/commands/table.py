@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from whtnet.classifier import Classifier
 from whtnet.commands.compose import backbone_settings, compose_config
 from whtnet.commands.places import PLACE, ROOT
@@ -34,6 +36,7 @@ from whtnet.tables import (
     count_training_rows,
     draw_figures,
     load_spec,
+    measure_deployment,
     measure_layers,
     measure_released,
     measure_speed,
@@ -235,6 +238,15 @@ def _measure_speed(spec: TableSpec, folders: Folders, arguments: argparse.Namesp
     write_json(folders.own / f"{spec.name}.json", {"environment": environment(device), **measured})
 
 
+def _measure_deployment(spec: TableSpec, folders: Folders, arguments: argparse.Namespace) -> None:
+    if arguments.no_training:
+        return
+    with ProgressView() as view:
+        measured = measure_deployment(spec, arguments.seconds, view.task(spec.title))
+    environment_here = environment(torch.device("cpu"))
+    write_json(folders.own / f"{spec.name}.json", {"environment": environment_here, **measured})
+
+
 def _measure_released(spec: TableSpec, folders: Folders, _: argparse.Namespace) -> None:
     folder = released_folder()
     with ProgressView() as view:
@@ -272,6 +284,7 @@ _MEASURE = {
     "coverage": _measure_coverage,
     "training": _measure_training,
     "speed": _measure_speed,
+    "deployment": _measure_deployment,
     "released": _measure_released,
     "layers": _measure_layers,
     "study": _measure_nothing,

@@ -1,18 +1,26 @@
-"""A trained classifier as files for other programs: ONNX, ONNX with 8-bit convolutions, torch.export, safetensors.
+"""A trained classifier as files for other programs.
 
-All of them take ``(N, C, H, W)`` float32 pixels in 0..1, for any N, and give ``(N, classes)`` logits. What is written
-is compared with the model first; a program that disagrees is not left behind.
+ONNX, ONNX with 8-bit convolutions, TFLite, AOTInductor, torch.export, safetensors. All take ``(N, C, H, W)`` float32
+pixels in 0..1 (TFLite ``(N, H, W, C)``), for any N, and give ``(N, classes)`` logits. What is written is compared with
+the model first; a program that disagrees is not left behind.
 """
 
 from whtnet.export.checks import TOLERANCE, ExportError
+from whtnet.export.compiled import export_aoti
 from whtnet.export.onnx_file import export_onnx, onnx_session, quantize_onnx, run_onnx
 from whtnet.export.programs import export_safetensors, export_torch
+from whtnet.export.runtimes import RUNTIMES, Runtime
+from whtnet.export.tflite import export_tflite
 
 __all__ = [
+    "RUNTIMES",
     "TOLERANCE",
     "ExportError",
+    "Runtime",
+    "export_aoti",
     "export_onnx",
     "export_safetensors",
+    "export_tflite",
     "export_torch",
     "onnx_session",
     "quantize_onnx",

@@ -12,7 +12,7 @@ from whtnet.export.checks import check, example_images, quietly, require
 from whtnet.export.products import ChannelProducts, as_products
 from whtnet.files import atomic_write
 
-_PACKAGES = "onnx onnxscript onnxruntime"
+PACKAGES = "onnx onnxscript onnxruntime"
 _EXACT = "float32_"  # begins the names of convolutions that stand for transforms and batch norms
 
 
@@ -22,7 +22,7 @@ def export_onnx(model: Classifier, path: Path) -> float:
     Raises:
         ExportError: if ONNX or ONNX Runtime is missing, or the difference is above 1e-4.
     """
-    require(_PACKAGES)
+    require(PACKAGES)
     with quietly():
         program = torch.onnx.export(
             as_products(model.eval()),
@@ -90,7 +90,7 @@ def quantize_onnx(source: Path, path: Path, images: Tensor) -> None:
     Raises:
         ExportError: if ONNX Runtime is missing.
     """
-    require(_PACKAGES)
+    require(PACKAGES)
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process

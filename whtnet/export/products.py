@@ -115,8 +115,7 @@ class MapTransform(nn.Module):
     def forward(self, x: Tensor, weight: Tensor | None) -> Tensor:
         """``(..., H, W)`` → ``(..., h·w)`` or ``(..., h, w)``, times ``weight`` of the last dimensions."""
         if self.one:
-            matrix = self._cropped() * (self.scale if weight is None else weight * self.scale)
-            return x.flatten(-2) @ matrix
+            return x.flatten(-2) @ self.analysis(weight)
         (H, W), (h, w) = self.size, self.padded
         z = self.matrices[str(h)][:, :H] @ (x @ self.matrices[str(w)][:W])
         return z if weight is None and self.scale == 1 else z * (self.scale if weight is None else weight * self.scale)
@@ -124,9 +123,17 @@ class MapTransform(nn.Module):
     def inverse(self, z: Tensor) -> Tensor:
         """Coefficients → ``(..., H, W)``."""
         if self.one:
-            return (z @ (self._cropped().T / self.scale)).unflatten(-1, self.size)
+            return (z @ self.synthesis()).unflatten(-1, self.size)
         (H, W), (h, w) = self.size, self.padded
         return self.matrices[str(h)][:H] @ (z @ (self.matrices[str(w)][:, :W] / self.scale))
+
+    def analysis(self, weight: Tensor | None) -> Tensor:
+        """The one matrix of a small map, ``(H·W, h·w)``, with the weights in it."""
+        return self._cropped() * (self.scale if weight is None else weight * self.scale)
+
+    def synthesis(self) -> Tensor:
+        """The one matrix back, ``(h·w, H·W)``."""
+        return self._cropped().T / self.scale
 
     def _cropped(self) -> Tensor:
         # H_h ⊗ H_w is H_hw in natural order; rows of padding, which are zero in the input, are left out.
@@ -198,9 +205,13 @@ class ChannelProducts(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C_in, H, W)`` → ``(N, C_out, ceil(H / stride), ceil(W / stride))``."""
+        analysis, synthesis = self.kernels()
+        return F.conv2d(self.threshold(F.conv2d(x, analysis, stride=self.stride)), synthesis)
+
+    def kernels(self) -> tuple[Tensor, Tensor]:
+        """Of the convolutions, ``(B, C_in, 1, 1)`` and ``(C_out, B, 1, 1)``."""
         analysis = self.matrix[:, : self.in_channels] * self.weight
-        z = F.conv2d(x, analysis[:, :, None, None], stride=self.stride)
-        return F.conv2d(self.threshold(z), self._synthesis()[:, :, None, None])
+        return analysis[:, :, None, None], self._synthesis()[:, :, None, None]
 
     def _synthesis(self) -> Tensor:
         matrix = self.matrix / self.scale

@@ -9,6 +9,7 @@ from whtnet.tables.counts import (
     coverage_tables,
     parameter_tables,
 )
+from whtnet.tables.deployment import deployment_tables, measure_deployment
 from whtnet.tables.figures import draw_figures, figure_names
 from whtnet.tables.files import pages, rendered, update_page, with_tables, write_tables
 from whtnet.tables.layers import measure_layers
@@ -40,10 +41,12 @@ __all__ = [
     "count_rows",
     "count_training_rows",
     "coverage_tables",
+    "deployment_tables",
     "draw_figures",
     "figure_names",
     "is_equal",
     "load_spec",
+    "measure_deployment",
     "measure_layers",
     "measure_released",
     "measure_speed",

@@ -9,7 +9,7 @@ import yaml
 
 from whtnet.errors import UserError, did_you_mean
 
-KINDS = ("parameters", "coverage", "training", "speed", "layers", "released", "study", "verdicts")
+KINDS = ("parameters", "coverage", "training", "speed", "deployment", "layers", "released", "study", "verdicts")
 
 
 class TableError(UserError, ValueError):
@@ -24,8 +24,8 @@ class TableSpec:
         name: of the file, and of the results.
         title: heading.
         kind: ``parameters`` (counted), ``coverage`` (counted for every policy on every row's backbone), ``training``
-            (trained), ``speed`` (timed), ``layers`` (what the layers of trained networks do), ``released`` (others'
-            networks, evaluated), ``study`` (what each choice is worth, from the runs of a training table) or
+            (trained), ``speed`` (timed), ``deployment`` (exported, timed in their runtimes), ``layers`` (what the layers
+            of trained networks do), ``released`` (others' networks, evaluated), ``study`` (what each choice is worth, from the runs of a training table) or
             ``verdicts`` (published claims judged by what the other tables hold).
         intro: a sentence or two above the table, without numbers of results: those are computed.
         rows: each with an ``id``, and what its kind needs.
@@ -37,7 +37,8 @@ class TableSpec:
             ``input_size``, and ``overrides`` besides the row's.
         rerun: train every row on this machine, whatever records there are; otherwise recorded runs are kept.
         families: backbones for the matrix of a parameter table.
-        networks: whole networks of a speed table.
+        networks: whole networks of a speed table, or of one of deployment, whose first is the baseline.
+        layers: single layers of a table of deployment, whose first is the convolution.
         front: ``columns`` and ``rows`` of the first table that the README shows; all of them where left out.
     """
 
@@ -54,6 +55,7 @@ class TableSpec:
     rerun: bool = False
     families: tuple[Mapping[str, Any], ...] = ()
     networks: tuple[Mapping[str, Any], ...] = ()
+    layers: tuple[Mapping[str, Any], ...] = ()
     front: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -80,7 +82,7 @@ def load_spec(folder: Path, name: str) -> TableSpec:
         raise TableError(f"no table {name!r}; {did_you_mean(name, table_names(folder))}")
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
-        names = ("rows", "overrides", "seeds", "counted", "families", "networks")
+        names = ("rows", "overrides", "seeds", "counted", "families", "networks", "layers")
         lists = {key: tuple(data[key]) for key in names if key in data}
         return TableSpec(name=name, **{**data, **lists})
     except (yaml.YAMLError, TypeError) as error:

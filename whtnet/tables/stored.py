@@ -1,6 +1,7 @@
 """Tables again from a folder of results, without measuring anything."""
 
 from whtnet.tables.counts import coverage_tables, parameter_tables
+from whtnet.tables.deployment import deployment_tables
 from whtnet.tables.layers import layer_tables
 from whtnet.tables.released import released_tables
 from whtnet.tables.results import Results
@@ -41,6 +42,8 @@ def stored_tables(spec: TableSpec, results: Results) -> list[Table]:
             return coverage_tables(spec, measured["pairs"])
         case "released":
             return released_tables(spec, measured["rows"])
+        case "deployment":
+            return deployment_tables(spec, measured, place(measured["environment"]))
         case "layers":
             return layer_tables(spec, measured["rows"])
         case _:

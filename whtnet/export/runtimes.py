@@ -1,0 +1,62 @@
+"""The programs that run exported networks, each with how a file is made for it and loaded."""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from whtnet.classifier import Classifier
+from whtnet.export.compiled import export_aoti, load_aoti
+from whtnet.export.onnx_file import PACKAGES as ONNX_PACKAGES
+from whtnet.export.onnx_file import export_onnx, onnx_session, run_onnx
+from whtnet.export.tflite import PACKAGES as TFLITE_PACKAGES
+from whtnet.export.tflite import export_tflite, run_tflite, tflite_interpreter
+
+Call = Callable[[Tensor], object]
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A program that runs files of one format.
+
+    Attributes:
+        file: name of the file.
+        packages: what pip installs for it.
+        export: writes a file, returns the largest difference from the model's logits.
+        load: a file, to be run by so many threads, as a function of ``(N, C, H, W)`` images.
+    """
+
+    file: str
+    packages: str
+    export: Callable[[Classifier, Path], float]
+    load: Callable[[Path, int], Call]
+
+    def missing(self) -> list[str]:
+        """Packages that are not installed."""
+        names = self.packages.replace("-", "_").split()
+        return [name for name in names if importlib.util.find_spec(name) is None]
+
+
+def _load_onnx(path: Path, threads: int) -> Call:
+    session = onnx_session(path, threads)
+    return lambda images: run_onnx(session, images.numpy())
+
+
+def _load_tflite(path: Path, threads: int) -> Call:
+    interpreter = tflite_interpreter(path, threads)
+    return lambda images: run_tflite(interpreter, images.permute(0, 2, 3, 1).numpy())
+
+
+def _load_aoti(path: Path, threads: int) -> Call:
+    torch.set_num_threads(threads)
+    return load_aoti(path)
+
+
+RUNTIMES = {
+    "onnx": Runtime("model.onnx", ONNX_PACKAGES, export_onnx, _load_onnx),
+    "tflite": Runtime("model.tflite", TFLITE_PACKAGES, export_tflite, _load_tflite),
+    "aoti": Runtime("model_aoti.pt2", "torch", export_aoti, _load_aoti),
+}
