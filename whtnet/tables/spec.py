@@ -24,9 +24,10 @@ class TableSpec:
         name: of the file, and of the results.
         title: heading.
         kind: ``parameters`` (counted), ``coverage`` (counted for every policy on every row's backbone), ``training``
-            (trained), ``speed`` (timed), ``deployment`` (exported, timed in their runtimes), ``layers`` (what the layers
-            of trained networks do), ``released`` (others' networks, evaluated), ``study`` (what each choice is worth, from the runs of a training table) or
-            ``verdicts`` (published claims judged by what the other tables hold).
+            (trained), ``speed`` (timed), ``deployment`` (exported, and timed in their runtimes), ``layers`` (what the
+            layers of trained networks do), ``released`` (others' networks, evaluated), ``study`` (what each choice is
+            worth, from the runs of a training table) or ``verdicts`` (published claims judged by what the other tables
+            hold).
         intro: a sentence or two above the table, without numbers of results: those are computed.
         rows: each with an ``id``, and what its kind needs.
         overrides: Hydra overrides that all rows of a training table share.
