@@ -1,6 +1,8 @@
 """Who is told of a layer that is called: modes, tracers and the like, as if the dispatcher were always asked."""
 
 import contextlib
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -112,6 +114,19 @@ def test_fake_tensors(which):
     assert not is_direct(torch.empty(2, 3, 4, 4), mode.from_tensor(torch.rand(4, 4)), None)
 
 
+def test_a_mode_that_is_active_at_import_is_not_taken_for_ordinary():
+    code = """
+import torch
+from torch._subclasses import FakeTensorMode
+x = torch.ones(2, 2)
+with FakeTensorMode(allow_non_fake_inputs=True):
+    from whtnet.kernels.dispatch import is_direct
+    assert not is_direct(x, x, None)
+assert is_direct(x, x, None)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_tensors_that_only_the_dispatcher_understands():
     x, t, v = tensors()
     negated = torch.imag(torch.complex(x, x).conj())
@@ -132,6 +147,9 @@ def test_tensors_that_only_the_dispatcher_understands():
     assert not is_direct(x, t, v.to("meta"))
 
 
+@pytest.mark.filterwarnings(
+    "ignore:Converting a tensor:torch.jit.TracerWarning", "ignore:.*is deprecated:FutureWarning"
+)
 @pytest.mark.parametrize("which", LAYERS)
 def test_transforms_of_functions_and_tracers(which):
     layer, (x, *_) = LAYERS[which](), tensors()
@@ -184,3 +202,15 @@ def test_the_graph_is_that_of_the_operator(which):
 def test_parameters_of_a_low_precision_module():
     x, t, v = (value.bfloat16() for value in tensors())
     torch.testing.assert_close(functional.fwht2d(x, t, v), functional.fwht2d(x, t.float(), v.float()))
+
+
+def test_parameters_that_something_else_computes():
+    x, t, _ = tensors()
+    for make, value in ((lambda: FWHT2d(4), t), (lambda: BWHT1d(3, 4), torch.rand(1, 4))):
+        layer = make()
+        torch.nn.utils.parametrize.register_parametrization(layer, "threshold", torch.nn.Softplus())
+        with torch.no_grad():
+            layer.parametrizations.threshold.original.copy_(value)
+        plain = make()
+        plain.load_state_dict({"threshold": torch.nn.functional.softplus(value)}, strict=False)
+        torch.testing.assert_close(layer(x), plain(x))

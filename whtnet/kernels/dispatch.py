@@ -6,6 +6,9 @@ it costs a Python operator more than a small layer's arithmetic; so where its se
 operator has, the kernel is called without it.
 """
 
+import functools
+import operator
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -16,17 +19,15 @@ _keys, _thread_keys = torch._C._dispatch_keys, torch._C._dispatch_tls_local_incl
 _is_compiling, _is_profiled = torch.compiler.is_compiling, torch.autograd._profiler_enabled
 
 
-def _ordinary() -> tuple[frozenset[int], frozenset[int]]:
-    # Keys of a CPU tensor, and of the thread: outside and inside of inference mode.
-    keys, thread_keys = set(), set()
-    for mode in (False, True):
-        with torch.inference_mode(mode):
-            keys.add(_keys(torch.empty(0, device="cpu")).raw_repr())
-            thread_keys.add(_thread_keys().raw_repr())
-    return frozenset(keys), frozenset(thread_keys)
+def _set(*keys: str) -> int:
+    # Not read off a tensor: this module may be imported while a mode is active.
+    sets = (torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key)) for key in keys)
+    return functools.reduce(operator.or_, sets).raw_repr()
 
 
-_KEYS, _THREAD_KEYS = _ordinary()
+# Of a CPU tensor, and of the thread; each outside and inside of inference mode.
+_KEYS = {_set("CPU", "AutocastCPU", "AutogradCPU", "ADInplaceOrView"), _set("CPU", "AutocastCPU")}
+_THREAD_KEYS = {_set("BackendSelect", "ADInplaceOrView"), _set("BackendSelect")}
 
 
 def is_direct(x: Tensor, threshold: Tensor, weight: Tensor | None, grad: Tensor | None = None) -> bool:
