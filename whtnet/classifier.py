@@ -1,5 +1,7 @@
 """A trained network with all it takes to use it: class names, image size, normalisation; on disk and on a model hub."""
 
+import contextlib
+import io
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -142,7 +144,8 @@ class Classifier(
                 f"{source} is no trained model: there is no such folder or file (from a hub, give OWNER/NAME)"
             )
         try:
-            return cls.from_pretrained(str(source))
+            with contextlib.redirect_stdout(io.StringIO()):  # huggingface_hub prints, where there may have to be JSON
+                return cls.from_pretrained(str(source))
         except UserError:
             raise
         except (HFValidationError, HfHubHTTPError, OSError, ValueError, TypeError, RuntimeError) as error:

@@ -18,12 +18,13 @@ from whtnet.console import (
     print_record,
     print_report,
 )
-from whtnet.errors import JobFailedError, UserError
+from whtnet.errors import JobFailedError, UserError, did_you_mean
 from whtnet.experiment import Experiment
 from whtnet.kernels import get_backend
 from whtnet.policy import Report
 from whtnet.preemption import PreemptedError
 from whtnet.runs import dry_run, run
+from whtnet.settings import ConfigError
 from whtnet.tracking import make_sink
 
 
@@ -62,10 +63,13 @@ def train(c: dict[str, Any], job: str | None = None) -> float | None:
         raise JobFailedError(str(error)) from error
 
 
+_SETTINGS = ("backbone", "policy", "dataset", "trainer", "finetune", "logger", "seed", "device", "resume", "run_root")
+_SETTINGS += ("group", "tags", "trust")
 _print_new_report = functools.cache(print_report)  # jobs of a sweep may have the same
 
 
 def _train(c: dict[str, Any], on_report: Callable[[Report], None] = print_report) -> float | None:
+    _check_names(c)
     get_backend()  # a bad WHTNET_BACKEND is told before anything that takes long
     experiment = Experiment.from_config(c)
     sink = distributed.together(lambda: make_sink(**c["logger"]))
@@ -90,6 +94,15 @@ def _train(c: dict[str, Any], on_report: Callable[[Report], None] = print_report
         )
     print_record(record)
     return 100 - record["test_top1"]
+
+
+def _check_names(c: dict[str, Any]) -> None:
+    if missing := [name for name in _SETTINGS if name not in c]:
+        raise ConfigError(f"{missing[0]} was taken away on the command line, but no run can do without it")
+    if unknown := [name for name in c if name not in _SETTINGS]:
+        raise ConfigError(f"no setting {unknown[0]!r}; {did_you_mean(unknown[0], _SETTINGS)}")
+    if not isinstance(c["group"], str | int | None):
+        raise ConfigError(f"group={c['group']!r} is no word")
 
 
 def _print_folder(folder: Path, finished: bool) -> None:

@@ -119,7 +119,8 @@ def load_start_(
         begun.load_state_dict(weights)
     except RuntimeError as error:
         raise ConfigError(
-            f"{origin} is {start.report.architecture}, which does not fit this network: {error}"
+            f"{origin} is {start.backbone['name']}, whose weights do not fit this network; give backbone and its "
+            "settings as they were there"
         ) from error
     return begun
 

@@ -1,6 +1,7 @@
 """The command lines of all commands but ``train``, which is Hydra's. Needs no PyTorch."""
 
 import argparse
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +18,15 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End with status 2."""
-        known = [option for action in self._actions for option in action.option_strings]
-        hints = [did_you_mean(word, known) for word in re.findall(r"--[\w-]+", message) if word not in known]
-        hint = next((hint for hint in hints if hint.startswith("did")), f"{self.prog} --help says more")
-        self.exit(2, f"error: {message}; {hint}\n")
+        usage_error(self, message)
+
+
+def usage_error(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+    """End with status 2 and a line that has a hint."""
+    known = [option for action in parser._actions for option in action.option_strings]
+    hints = [did_you_mean(word, known) for word in re.findall(r"--[\w-]+", message) if word not in known]
+    hint = next((hint for hint in hints if hint.startswith("did")), f"{parser.prog} --help says more")
+    parser.exit(2, f"error: {message}; {hint}\n")
 
 
 def read_arguments(name: str) -> argparse.Namespace:
@@ -68,7 +74,7 @@ def _predict(parser: CommandParser) -> None:
 
 whtnet predict MODEL IMAGE [IMAGE …]"""
     _model(parser)
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    parser.add_argument("images", nargs="+", type=_image, metavar="IMAGE")
     parser.add_argument("--top", type=_positive, default=3, metavar="N", help="classes for each image (default 3)")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -82,7 +88,7 @@ int8 takes images of the data set to choose its scales, and compares its accurac
     _model(parser)
     parser.add_argument("overrides", nargs="*", default=[], help="dataset.root=… for int8")
     parser.add_argument("--to", nargs="+", choices=FORMATS, default=["onnx"], metavar="FORMAT", help=", ".join(FORMATS))
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="default: exports/NAME, of the model")
+    parser.add_argument("--output", type=_new_folder, metavar="FOLDER", help="default: exports/NAME, of the model")
     parser.add_argument("--time", action="store_true", help="time the ONNX files beside the unreplaced model's")
     parser.add_argument("--seconds", type=_seconds, default=2.0, help="of timing for each file and batch size")
 
@@ -145,10 +151,9 @@ def _words(text: str) -> list[str]:
 
 
 def _numbers(text: str) -> list[int]:
-    try:
-        return [int(word) for word in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers such as 0,1,2") from None
+    if not re.fullmatch(r"[0-9]+(,[0-9]+)*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers such as 0,1,2")
+    return [int(word) for word in text.split(",")]
 
 
 def _positive(text: str) -> int:
@@ -172,4 +177,25 @@ def _folder(text: str) -> Path:
 def _file(text: str) -> Path:
     if Path(text).is_dir():
         raise argparse.ArgumentTypeError(f"{text!r} is a folder; give the name of a file")
+    _check_place(Path(text).absolute().parent)
     return Path(text)
+
+
+def _new_folder(text: str) -> Path:
+    _check_place(Path(text).absolute())
+    return Path(text)
+
+
+def _image(text: str) -> Path:
+    if Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is a folder; give images: {text.rstrip('/')}/*")
+    if not Path(text).exists():
+        raise argparse.ArgumentTypeError(f"there is no file {text!r}")
+    return Path(text)
+
+
+def _check_place(folder: Path) -> None:
+    """Find a folder that can't be made or written before anything that takes long."""
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise argparse.ArgumentTypeError(f"cannot write to {str(folder)!r}; give a folder that can be written")

@@ -21,7 +21,7 @@ def compose_config(overrides: Sequence[str], config_name: str = "config") -> dic
         UserError: if an override does not fit the config.
     """
     register_backbones()
-    check_words(overrides)
+    check_words(overrides, ROOT / "configs")
     try:
         with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
             return OmegaConf.to_container(compose(config_name, list(overrides)), resolve=True)

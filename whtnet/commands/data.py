@@ -1,5 +1,6 @@
 """The data of a trained classifier, for the command lines that measure on it."""
 
+import re
 from collections.abc import Sequence
 
 import torch
@@ -24,14 +25,13 @@ def load_data(model: Classifier, overrides: Sequence[str], batch_size: int, devi
     Raises:
         UserError: if the data can't be had, or has other classes or another size.
     """
+    for word in overrides:
+        if not re.fullmatch(r"dataset(\.\w+)+=.+", word, re.DOTALL):
+            raise UserError(_no_setting(word))
     try:
         given = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
     except OmegaConfBaseException as error:
         raise UserError(f"{' '.join(overrides)}: {error}") from error
-    if unknown := sorted(set(given) - {"dataset"}):
-        raise UserError(f"unknown setting {unknown[0]}; only dataset.NAME=VALUE applies to a trained model")
-    if isinstance(name := given.get("dataset", {}), str | int):
-        raise UserError(f"dataset={name} is no setting of a data set; for another one give dataset.name={name}")
     normalisation = {"mean": model.mean.flatten().tolist(), "std": model.std.flatten().tolist()}
     chosen = given.get("dataset", {})
     known = model.dataset if chosen.get("name", model.dataset.get("name")) == model.dataset.get("name") else {}
@@ -45,6 +45,12 @@ def load_data(model: Classifier, overrides: Sequence[str], batch_size: int, devi
             f"{dataset.title} has images of {dataset.input_size}, but the model takes {model.input_size}"
         )
     return dataset.loaders(batch_size=batch_size, device=device, seed=0)
+
+
+def _no_setting(word: str) -> str:
+    if word.startswith("dataset="):
+        return f"{word} is no setting of a data set; for another one give dataset.name={word.removeprefix('dataset=')}"
+    return f"{word!r} does not apply to a trained model; only settings of the data set do: dataset.NAME=VALUE"
 
 
 def _compare(found: Sequence[str], known: Sequence[str], title: str) -> None:

@@ -9,9 +9,11 @@ import torch
 
 from whtnet.bench import compare
 from whtnet.classifier import Classifier
+from whtnet.commands.arguments import FORMATS
 from whtnet.commands.data import load_data
 from whtnet.console import console, exit_on_user_error
 from whtnet.data import Loaders
+from whtnet.errors import UserError
 from whtnet.evaluation import collect, measure_logits
 from whtnet.export import RUNTIMES, export_onnx, export_safetensors, export_torch, onnx_session, quantize_onnx, run_onnx
 from whtnet.extensions import trust
@@ -25,6 +27,7 @@ TIMED_BATCHES = (1, 64)
 def main(arguments: argparse.Namespace) -> None:
     """Export, check, time."""
     trust(arguments.trust)
+    _check(arguments)
     model = Classifier.load(arguments.model)
     output: Path = arguments.output or Path("exports") / _name(arguments.model)
     files = {}
@@ -46,6 +49,16 @@ def main(arguments: argparse.Namespace) -> None:
         console.print(to_rich(_accuracies(model, data, files)))
     if arguments.time and files:
         console.print(to_rich(_timings(model, files, arguments.seconds)))
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Find what would be passed over."""
+    if arguments.overrides and "int8" not in arguments.to:
+        known = set(FORMATS) & {*arguments.overrides}
+        remedy = f"give --to {' '.join(sorted(known))}" if known else "only --to int8 reads images"
+        raise UserError(f"{arguments.overrides[0]!r} has no effect on this export; {remedy}")
+    if arguments.time and not {"onnx", "int8"} & {*arguments.to}:
+        raise UserError("--time compares files of ONNX Runtime; add onnx or int8 to --to")
 
 
 def _name(model: str) -> str:

@@ -103,12 +103,21 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.list:
         _list_tables(folders.experiments)
         return
-    for spec in specs:
-        if spec.kind == "training":
-            _chosen_rows(spec, arguments.rows)  # for its error
+    _check(specs, arguments)
     for spec in specs:
         _MEASURE[spec.kind](spec, folders, arguments)
         _publish(spec, folders, arguments)
+
+
+def _check(specs: Sequence[TableSpec], arguments: argparse.Namespace) -> None:
+    """Find what can't be, or would be passed over, before the first table is made."""
+    make_sink(**compose_config([f"logger={arguments.logger}", *arguments.override])["logger"])
+    for spec in specs:
+        if spec.kind != "training":
+            continue
+        _chosen_rows(spec, arguments.rows)
+        if arguments.recipe and spec.recipe and shlex.split(arguments.recipe)[0] != spec.recipe:
+            raise TableError(f"table {spec.name!r} is made by the recipe {spec.recipe}; leave out --recipe")
 
 
 def _list_tables(experiments: Path) -> None:

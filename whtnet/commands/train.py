@@ -3,15 +3,18 @@
 ``torchrun --nproc-per-node 4 train.py …`` trains it in four processes; docs/many-machines.md says more.
 """
 
+import functools
 import os
 import sys
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from whtnet.commands.arguments import usage_error
 from whtnet.commands.places import ROOT
 from whtnet.errors import JobFailedError, UserError
 from whtnet.extensions import trust_typed
@@ -29,6 +32,13 @@ def _train(config: DictConfig) -> float | None:
     return train(OmegaConf.to_container(config, resolve=True), title_of_job())
 
 
+def _read_options() -> None:
+    """Let what Hydra's options can't be end in a line; they are read again by Hydra itself."""
+    parser = get_args_parser()
+    parser.error = functools.partial(usage_error, parser)
+    parser.parse_args()
+
+
 def main() -> None:
     """Let Hydra parse the command line and train, once or for each job of a sweep."""
     if "RANK" in os.environ:  # one of several processes
@@ -39,7 +49,8 @@ def main() -> None:
     register_backbones()
     register_sweeper()
     try:
-        check_words(sys.argv[1:])
+        check_words(sys.argv[1:], ROOT / "configs")
+        _read_options()
         _train()
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {explain(error, ROOT / 'configs')}")

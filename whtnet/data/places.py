@@ -83,14 +83,19 @@ class Place:
         paths = self._present(names)
         if not paths and wanted in ALL_VALIDATION:
             names = [wanted, *(name for name in ALL_VALIDATION if name != wanted)]
-            paths = self._present(names)
+            paths = self._present(names) or self._present(["test"])
         if len(paths) > 1:
             raise DatasetError(f"{self.root} has {' and '.join(p.name for p in paths)}; set dataset.{option} to one")
         if not paths:
             there = sorted(path.name for path in self.root.iterdir())[:8] if self.root.is_dir() else []
-            instead = f"there: {', '.join(there)}; dataset.{option} names another" if there else "no such folder"
+            instead = f"there: {', '.join(there)}; dataset.{option} names another" if there else self._why_nothing()
             raise self.missing(f"no {' or '.join(names)}, folder or .tar; {instead}", downloads=False)
         return paths[0]
+
+    def _why_nothing(self) -> str:
+        if self.root.is_dir():
+            return "the folder is empty"
+        return "it is a file" if self.root.exists() else "no such folder"
 
     def _present(self, names: Sequence[str]) -> list[Path]:
         """Of a folder and its tar, the folder."""

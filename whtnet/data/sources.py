@@ -219,7 +219,7 @@ def _timm(
         download: unused; Hugging Face's own HF_HUB_OFFLINE forbids downloads.
         source: empty, or the name of a Hugging Face data set after ``hfds/``.
         train_split: folder or tar in ``root``, or name of a split.
-        test_split: likewise; ``validation`` also finds ``val``, ``valid`` and ``eval``.
+        test_split: likewise; ``validation`` also finds ``val``, ``valid`` and ``eval``, else ``test``.
         class_depth: levels of folders that name a class; None for one, unless that is doubtful.
         input_size: side of the images, (H, W) or (C, H, W).
         crop_pct: side of the centre crop over the shorter side of the resized image.
@@ -233,7 +233,7 @@ def _timm(
         raise DatasetError(f"dataset.in_memory must be auto, true or false, got {in_memory!r}")
     if in_memory is True and transform:
         raise DatasetError("dataset.transform is for images that are not in memory; set dataset.in_memory=false")
-    size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)[-2:]
+    size = _height_and_width(input_size)
     if source:
         title, (classes, splits) = source, _hub(place, source, [str(train_split), str(test_split)], size, reader or {})
     elif reader:
@@ -245,6 +245,13 @@ def _timm(
     if in_memory is True or (in_memory == "auto" and not transform and _fits(splits, memory_limit_gib)):
         splits = [split.decode() for split in splits]
     return Source(classes, *splits, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, title)
+
+
+def _height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
+    match [size, size] if isinstance(size, int) else size:
+        case [int(height), int(width)] | [3, int(height), int(width)] if min(height, width) > 0:
+            return height, width
+    raise DatasetError(f"dataset.input_size={size!r} is no size of images; give their side, or height and width: [H,W]")
 
 
 def _hub(

@@ -41,8 +41,10 @@ def load_checkpoint(path: Path, fingerprint: str | None, device: torch.device) -
         remedy = "name the folder of a run, or the checkpoint.pt in it"
     try:
         state = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged or foreign file
-        raise CheckpointError(f"{path} can't be read as a checkpoint ({error}); {remedy}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be read ({error.strerror or error}); {remedy}") from error
+    except Exception as error:  # torch raises many kinds for a damaged or foreign file, and says much
+        raise CheckpointError(f"{path} can't be read as a checkpoint, it is damaged or none; {remedy}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path} is no checkpoint of this version of whtnet; {remedy}")
     if fingerprint is not None and state["fingerprint"] != fingerprint:

@@ -1,0 +1,158 @@
+"""What is typed wrongly ends in one line that names it, before anything that takes long."""
+
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+from whtnet import cli, commands
+from whtnet.classifier import Classifier
+from whtnet.commands.compose import compose_config
+from whtnet.data import DatasetError, DatasetNotFoundError, load_dataset
+from whtnet.engine import CheckpointError, load_checkpoint
+from whtnet.errors import UserError
+from whtnet.settings import ConfigError
+
+
+@pytest.fixture
+def type_in(monkeypatch, capsys, tmp_path):
+    """Types a command in an empty folder; gives its exit status and the one line that it says."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["whtnet", *words])
+        with pytest.raises(SystemExit) as stop:
+            commands.main()
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.count("\n") == 1, err
+        return stop.value.code, err
+
+    return call
+
+
+@pytest.fixture
+def model(tmp_path):
+    """Folder of a saved classifier."""
+    data = {"name": "synthetic", "size": 8}
+    settings = {"backbone": {"name": "resnet20"}, "policy": {"name": "none", "rules": []}, "dataset": data}
+    pixels = {"input_size": (3, 8, 8), "mean": [0.5] * 3, "std": [0.25] * 3}
+    Classifier(**settings, **pixels, classes=[f"class {n}" for n in range(4)]).save_pretrained(tmp_path / "model")
+    return "model"
+
+
+def images(folder):
+    folder.mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(folder / "0.png")
+
+
+@pytest.mark.parametrize(
+    "word", ["dataset", "dataset.root", "=3", "dig", "trainer.epochs=3", "dataset=", "dataset.x ="]
+)
+def test_only_settings_of_the_data_set_apply_to_a_model(type_in, model, word):
+    assert type_in("evaluate", model, word)[0] == 1
+
+
+def test_words_that_an_export_would_pass_over(type_in):
+    assert "give --to onnx" in type_in("export", "nowhere", "onnx")[1]
+    assert "only --to int8 reads images" in type_in("export", "nowhere", "dataset.root=x")[1]
+    assert "add onnx or int8 to --to" in type_in("export", "nowhere", "--to", "torch", "--time")[1]
+
+
+def test_places_that_cannot_be_written_are_told_at_once(type_in, tmp_path):
+    (tmp_path / "file").write_text("")
+    for words in (["export", "m", "--output", "file"], ["evaluate", "m", "--json", "file/e.json"]):
+        status, line = type_in(*words)
+        assert status == 2
+        assert "cannot write to" in line
+    assert "'.' is a folder; give the name of a file" in type_in("report", "--output", ".")[1]
+
+
+def test_images_that_are_not_there(type_in, tmp_path):
+    assert "there is no file 'cat.png'" in type_in("predict", "model", "cat.png")[1]
+    (tmp_path / "cats").mkdir()
+    assert "'cats' is a folder; give images: cats/*" in type_in("predict", "model", "cats")[1]
+
+
+def test_a_file_that_is_no_checkpoint(tmp_path):
+    for name, content in (("image.png", b"\x89PNG"), ("empty.pt", b""), ("garbage.pt", b"garbage")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(CheckpointError, match=rf"{name} can't be read as a checkpoint, .*name the folder") as error:
+            load_checkpoint(tmp_path / name, None, torch.device("cpu"))
+        assert "\n" not in str(error.value)
+
+
+def test_options_of_a_table_that_would_be_passed_over(type_in):
+    assert "made by the recipe short; leave out --recipe" in type_in("table", "digits", "--recipe", "authors")[1]
+    assert "no logger 'foo'" in type_in("table", "digits", "--no-training", "--logger", "foo")[1]
+    assert "did you mean digits?" in type_in("table", "digit")[1]
+
+
+@pytest.mark.parametrize(
+    ("override", "answer"),
+    [
+        ("policy=null", "policy=null is no choice; there are conv1x1, "),
+        ("dataset=2024", "dataset=2024 is no choice; there are cifar10, "),
+        ("trainer=true", "trainer=true is no choice; "),
+        ("dataset.root=x", "dataset.root is no setting of the dataset that is chosen; cifar10, .*timm have it"),
+        (
+            "backbone.pretrained=true",
+            "backbone.pretrained is no setting of the backbone that is chosen; mobilenet_v2, ",
+        ),
+    ],
+)
+def test_overrides_that_do_not_fit(override, answer):
+    with pytest.raises(UserError, match=answer):
+        compose_config([override])
+
+
+def test_a_config_that_there_is_not():
+    with pytest.raises(UserError, match="no config 'conf'; did you mean config"):
+        compose_config([], "conf")
+
+
+@pytest.mark.parametrize("word", ["--multrun", "--cfg=foo", "-x"])
+def test_options_of_hydra(type_in, word):
+    status, line = type_in("train", word)
+    assert status == 2
+    assert line.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("override", "answer"),
+    [
+        ("~trainer", "trainer was taken away"),
+        ("++sead=3", "no setting 'sead'; did you mean seed?"),
+        ("group=[1]", "is no word"),
+    ],
+)
+def test_settings_that_no_run_has_or_can_do_without(override, answer):
+    with pytest.raises(ConfigError, match=answer):
+        cli._check_names(compose_config([override]))
+
+
+@pytest.mark.parametrize("size", [0, [0, 16], [16], [1, 2, 16, 16]])
+def test_sizes_of_images_that_cannot_be(tmp_path, size):
+    for split in ("train", "val"):
+        images(tmp_path / split / "a")
+    with pytest.raises(DatasetError, match="is no size of images"):
+        load_dataset("timm", root=str(tmp_path), input_size=size)
+
+
+def test_a_folder_with_train_and_test(tmp_path):
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            images(tmp_path / split / name)
+    assert load_dataset("timm", root=str(tmp_path), input_size=8).sizes == {"train": 2, "test": 2}
+    images(tmp_path / "val" / "a")
+    with pytest.warns(UserWarning, match="val has no images of 'b'"):
+        assert load_dataset("timm", root=str(tmp_path), input_size=8).sizes == {"train": 2, "test": 1}
+
+
+def test_roots_that_hold_nothing(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    for name, reason in (("file", "it is a file"), ("folder", "the folder is empty"), ("none", "no such folder")):
+        with pytest.raises(DatasetNotFoundError, match=reason):
+            load_dataset("timm", root=str(tmp_path / name), input_size=8)
