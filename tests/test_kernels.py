@@ -150,6 +150,38 @@ def test_bwht1d_equals_the_reference(c_in, c_out, block, layout, dtype):
         check(partial(functional.bwht1d, **flags), partial(reference_bwht1d, **flags), x, (t,))
 
 
+# Blocks that share their parameters: one window, overlapping ones; means that fit blocks, straddle them, are cropped.
+SHARED = [
+    (16, 32, 16), (8, 12, 4), (24, 144, 8), (160, 960, 32), (12, 16, 2),
+    (64, 64, 16), (16, 5, 4), (16, 12, 4), (144, 24, 8), (960, 160, 32), (2048, 512, 1024),
+]  # fmt: skip
+
+
+@needs_kernel
+@pytest.mark.parametrize("dtype", [F32, BF16, F64], ids=str)
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize(("c_in", "c_out", "block"), SHARED)
+def test_shared_blocks_equal_the_reference(c_in, c_out, block, layout, dtype):
+    t, v = parameter(block, dtype=dtype), parameter(block, dtype=dtype)
+    for stride, spatial in [(1, (5, 7)), (2, (5, 3)), (1, (1, 1))]:
+        x = torch.randn(3, c_in, *spatial).to(dtype).contiguous(memory_format=FORMATS[layout])
+        assert kernels.backend_for(x, t) == "cpu"
+        flags = {"out_channels": c_out, "stride": stride}
+        check(partial(functional.bwht1d, **flags), partial(reference_bwht1d, **flags), x, (t,))
+        check(weighted(functional.bwht1d, **flags), weighted(reference_bwht1d, **flags), x, (t, v))
+
+
+@needs_kernel
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_options_of_shared_blocks(options, layout):
+    for (c_in, c_out, block), dtype in itertools.product([(24, 48, 8), (48, 12, 16), (96, 192, 64)], (F32, F64)):
+        t, v = parameter(block, dtype=dtype), parameter(block, dtype=dtype)
+        x = torch.randn(2, c_in, 4, 5).to(dtype).contiguous(memory_format=FORMATS[layout])
+        flags = {"out_channels": c_out, **options}
+        check(weighted(functional.bwht1d, **flags), weighted(reference_bwht1d, **flags), x, (t, v))
+
+
 @needs_kernel
 @pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -186,6 +218,9 @@ def cases(dtype=F32):
         yield torch.ops.whtnet.fwht2d.default, (x, make(4, 8), None, "soft", True, False, "backward")
         yield torch.ops.whtnet.bwht1d.default, (x, make(2, 4), make(2, 4), 7, 2, "smooth", True, True, "backward")
         yield torch.ops.whtnet.bwht1d.default, (x, make(1, 8), None, 6, 1, "soft", False, False, "ortho")
+        x = torch.randn(2, 4, 3, 2, dtype=dtype).contiguous(memory_format=memory_format).requires_grad_()
+        yield torch.ops.whtnet.bwht1d.default, (x, make(2), make(2), 6, 2, "smooth", False, True, "ortho")
+        yield torch.ops.whtnet.bwht1d.default, (x, make(2), None, 2, 1, "smooth", True, False, "backward")
 
 
 @needs_kernel
@@ -200,8 +235,8 @@ def test_opcheck_of_the_gradients():
     for v, wanted in itertools.product((None, torch.randn(4, 8)), (True, False)):
         arguments = (g, wanted, x, torch.randn(4, 8), v, *Options())
         torch.library.opcheck(torch.ops.whtnet.fwht2d_backward.default, arguments)
-    for v in (None, torch.randn(2, 4)):
-        arguments = (torch.randn(2, 7, 2, 3), True, x, torch.randn(2, 4), v, 7, 2, *Options())
+    for t, v in ((torch.randn(2, 4), None), (torch.randn(2, 4), torch.randn(2, 4)), (torch.randn(1), torch.randn(1))):
+        arguments = (torch.randn(2, 7, 2, 3), True, x, t, v, 7, 2, *Options())
         torch.library.opcheck(torch.ops.whtnet.bwht1d_backward.default, arguments)
 
 
@@ -309,9 +344,27 @@ def test_nothing_beyond_the_result_is_written(layout, dtype, monkeypatch):
 
 @needs_kernel
 @pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+def test_nothing_is_written_beyond_means_of_blocks_and_gradients_of_windows(layout, dtype, monkeypatch):
+    memory = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    wide, narrow = (torch.randn(2, c, 7, 5).to(dtype).contiguous(memory_format=memory) for c in (36, 12))
+    buffer = torch.full((narrow.numel() + 256,), 7.0, dtype=dtype)
+    inside = torch.as_strided(buffer, narrow.shape, narrow.stride(), 128)
+    monkeypatch.setattr(cpu, "_empty", lambda *_: inside)
+    cpu.bwht1d(wide, torch.rand(4), None, 12, 1, Options())
+    monkeypatch.setattr(cpu, "empty_gradient", lambda *_: inside)
+    cpu.bwht1d_backward(wide, True, narrow, torch.rand(4), None, 36, 1, Options())
+    assert (buffer[:128] == 7).all()
+    assert (buffer[128 + narrow.numel() :] == 7).all()
+    assert not (inside == 7).any()
+
+
+@needs_kernel
+@pytest.mark.parametrize("layout", FORMATS)
 def test_results_do_not_depend_on_the_number_of_threads(layout):
     x = torch.randn(33, 20, 16, 16).contiguous(memory_format=FORMATS[layout])
-    for layer in (FWHT2d(16), BWHT1d(20, 48, block_size=16, blocks="separate")):
+    separate, shared = {"block_size": 16, "blocks": "separate"}, {"block_size": 4}
+    for layer in (FWHT2d(16), BWHT1d(20, 48, **separate), BWHT1d(20, 48, **shared), BWHT1d(20, 6, **shared)):
         results = []
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)

@@ -25,7 +25,6 @@ __all__ = [
     "channel_interleave",
     "fwht2d",
     "fwht2d_coefficients",
-    "shared_bwht1d",
 ]
 
 
@@ -68,8 +67,7 @@ def bwht1d(
     Returns:
         ``(N, C_out, *ceil(spatial / stride))``, in the dtype and memory format of ``x``.
     """
-    layer = shared_bwht1d if threshold.dim() == 1 else kernels.bwht1d
-    return layer(x, threshold, weight, out_channels, stride, Options(kind, clamp, keep_dc, norm))
+    return kernels.bwht1d(x, threshold, weight, out_channels, stride, Options(kind, clamp, keep_dc, norm))
 
 
 def bwht1d_coefficients(
@@ -86,55 +84,7 @@ def bwht1d_coefficients(
         ``(N, blocks, B, *spatial)``; for an input in channels_last ``(N, H, W, blocks, B)``. Blocks that all hold the
         same channels, as in an expansion of B channels, are there once.
     """
-    if threshold.dim() == 1:
-        x, stride = _windows(_subsampled(x, stride), len(threshold), out_channels), 1
-        threshold, weight, out_channels = _for_every_block(x, threshold, weight)
     return reference.bwht1d_coefficients(x, threshold, weight, out_channels, stride, options)
-
-
-def shared_bwht1d(
-    x: Tensor, threshold: Tensor, weight: Tensor | None, out_channels: int, stride: int, options: Options
-) -> Tensor:
-    """:func:`bwht1d` for thresholds ``(B,)``, which all blocks share."""
-    block, expands = len(threshold), x.shape[1] < out_channels
-    if expands and x.shape[1] > block:
-        x, stride = _windows(_subsampled(x, stride), block, out_channels), 1
-    group = max(1, x.shape[1] // out_channels)
-    # Means of low-precision numbers are taken in float32, so that a result is rounded once.
-    wide = x.to(torch.promote_types(x.dtype, torch.float32)) if group > 1 else x
-    y = kernels.bwht1d(wide, *_for_every_block(x, threshold, weight), stride, options)
-    if expands:
-        return y if y.shape[1] == out_channels else torch.cat([y] * (out_channels // block), 1)
-    if group > 1:
-        y = _group_means(y, group).to(x.dtype)
-    return y if y.shape[1] == out_channels else y.narrow(1, 0, out_channels).clone()
-
-
-def _group_means(x: Tensor, size: int) -> Tensor:
-    # Of adjacent channels; what is left after the last whole group goes. Keeps the memory format.
-    channels_last = reference.is_channels_last(x)
-    x, dim = (x.permute(0, 2, 3, 1), 3) if channels_last else (x, 1)
-    groups = x.shape[dim] // size
-    x = x.narrow(dim, 0, groups * size).unflatten(dim, (groups, size)).mean(dim + 1)
-    return x.permute(0, 3, 1, 2) if channels_last else x
-
-
-def _for_every_block(x: Tensor, threshold: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor | None, int]:
-    shape = x.shape[1] // len(threshold), len(threshold)
-    return threshold.expand(shape), None if weight is None else weight.expand(shape), x.shape[1]
-
-
-def _windows(x: Tensor, block: int, out_channels: int) -> Tensor:
-    # An expansion's windows of `block` adjacent channels, side by side: where they all are the same one, it alone.
-    channels = x.shape[1]
-    if channels >= out_channels or channels == block:
-        return x
-    last = out_channels // block - 1
-    return torch.cat([x.narrow(1, i * (channels - block) // last, block) for i in range(last + 1)], 1)
-
-
-def _subsampled(x: Tensor, stride: int) -> Tensor:
-    return x if stride == 1 else x[(..., *(slice(None, None, stride),) * (x.dim() - 2))]
 
 
 def fwht2d(

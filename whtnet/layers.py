@@ -219,8 +219,8 @@ class BWHT1d(SpectralLayer):
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C_in, *spatial)`` → ``(N, C_out, *ceil(spatial / stride))``."""
         x = self._channels_first(x)
-        layer = functional.shared_bwht1d if self.shared else kernels.bwht1d
-        y = layer(x, self._own("threshold"), self._own("weight"), self.out_channels, self.stride, self.options)
+        threshold, weight = self._own("threshold"), self._own("weight")
+        y = kernels.bwht1d(x, threshold, weight, self.out_channels, self.stride, self.options)
         if self.interleave:
             y = functional.channel_interleave(y, self.block_size)
         return y.movedim(1, -1) if self.channel_dim == -1 else y

@@ -120,16 +120,19 @@ def fwht2d(x: Tensor, threshold: Tensor, weight: Tensor | None, options: Options
 def bwht1d(
     x: Tensor, threshold: Tensor, weight: Tensor | None, out_channels: int, stride: int, options: Options
 ) -> Tensor:
-    """:func:`whtnet.functional.bwht1d` by the backend for these tensors; thresholds are those of every block."""
+    """:func:`whtnet.functional.bwht1d` by the backend for these tensors."""
     if stride != 1 and x.dim() > 4:  # the kernels subsample maps; other grids of pixels are subsampled here
         x, stride = x[(..., *(slice(None, None, stride),) * (x.dim() - 2))], 1
-    points = threshold.shape[1]
+    points = threshold.shape[-1]
     if _is_direct(x, threshold, weight, points):
         if records_graph(x, threshold, weight):
             return operators.BWHT1dFunction.apply(cpu.bwht1d, x, threshold, weight, out_channels, stride, options)
         return cpu.bwht1d(x, threshold, weight, out_channels, stride, options)
-    if backend_for(x, threshold, weight, points=points) == "reference":
+    backend = backend_for(x, threshold, weight, points=points)
+    if backend == "reference":
         return reference.bwht1d(x, threshold, weight, out_channels, stride, options)
+    if backend == "gpu" and threshold.dim() == 1:  # the Triton kernel has thresholds of every block
+        return reference.shared_bwht1d(x, threshold, weight, out_channels, stride, options, separate=operators.bwht1d)
     return operators.bwht1d(x, threshold, weight, out_channels, stride, options)
 
 

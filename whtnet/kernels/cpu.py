@@ -22,8 +22,8 @@ from whtnet.kernels.shapes import MAX_BLOCK, as_stored, empty_gradient, takes
 
 # Of `Job` and `Side` in csrc/layer.h; the library's names are compared with these when it is loaded.
 _JOB_FIELDS = (
-    *("dtype", "layout", "smooth", "keep_dc", "clamp", "ortho", "log2_block", "blocks_in", "blocks_out", "width"),
-    *("images", "lanes", "lanes_i", "lanes_j"),
+    *("dtype", "layout", "smooth", "keep_dc", "clamp", "ortho", "log2_block", "blocks_in", "blocks_out"),
+    *("shared", "span", "means", "width", "images", "lanes", "lanes_i", "lanes_j"),
 )
 _SIDE_FIELDS = ("image", "n", "i", "j", "point", "row", "H", "W")
 
@@ -124,7 +124,7 @@ def bwht1d(
 ) -> Tensor:
     """``whtnet::bwht1d``; see :func:`whtnet.functional.bwht1d`."""
     x, layout = as_stored(x)
-    job = _job_1d(x.dtype, x.shape, layout, threshold.shape[1], out_channels, stride, options)
+    job = _job_1d(x.dtype, x.shape, layout, threshold.shape, out_channels, stride, options)
     return _forward(job, x, threshold, weight)
 
 
@@ -140,7 +140,7 @@ def bwht1d_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``whtnet::bwht1d_backward``: gradients of the input (empty unless asked for), thresholds and weights."""
     x, layout = as_stored(x)
-    job = _job_1d(x.dtype, x.shape, layout, threshold.shape[1], out_channels, stride, options)
+    job = _job_1d(x.dtype, x.shape, layout, threshold.shape, out_channels, stride, options)
     gx = empty_gradient(x, input_gradient)
     if stride != 1:
         gx.zero_()
@@ -227,7 +227,7 @@ def _job_2d(
     else:
         side = _Side(n=height * width, point=1, row=width, H=height, W=width)
         grid = {"layout": _POINTS, "images": 1, "lanes": maps, "lanes_i": 1, "lanes_j": 1}
-    blocks = {"log2_block": _log2(math.prod(padded)), "blocks_in": 1, "blocks_out": 1, "width": padded[1]}
+    blocks = {"log2_block": _log2(math.prod(padded)), "blocks_in": 1, "blocks_out": 1, "means": 1, "width": padded[1]}
     return _Job(_strided(shape, layout), **_flags(dtype, options), **grid, **blocks, side_in=side, side_out=side)
 
 
@@ -236,7 +236,7 @@ def _job_1d(
     dtype: torch.dtype,
     shape: torch.Size,
     layout: torch.memory_format,
-    block: int,
+    parameters: torch.Size,
     out_channels: int,
     stride: int,
     options: Options,
@@ -247,7 +247,6 @@ def _job_1d(
         spatial = [1, math.prod(spatial)]
     height, width = spatial
     h, w = -(-height // stride), -(-width // stride)
-    counts = -(-channels // block), -(-out_channels // block)
 
     def side(c: int, height: int, width: int, step: int) -> _Side:
         pixels = height * width
@@ -258,16 +257,31 @@ def _job_1d(
     by_points = layout == torch.channels_last or height * width == 1
     images, lanes = (1, n * h * w) if by_points else (n, h * w)
     grid = {"layout": _POINTS if by_points else _LANES, "images": images, "lanes": lanes, "lanes_i": h, "lanes_j": w}
-    blocks = {"blocks_in": counts[0], "blocks_out": counts[1], "width": max(counts) * block}
     return _Job(
         _strided(result, layout),
         **_flags(dtype, options),
         **grid,
-        **blocks,
-        log2_block=_log2(block),
+        **_blocks(parameters, channels, out_channels),
         side_in=side(channels, height, width, stride),
         side_out=side(out_channels, h, w, 1),
     )
+
+
+def _blocks(parameters: torch.Size, channels: int, out_channels: int) -> dict[str, int]:
+    block, wide = parameters[-1], max(channels, out_channels)
+    counts = -(-channels // block), -(-out_channels // block)
+    shared = len(parameters) == 1
+    if shared and channels != block:  # as many windows as blocks, or the other way round
+        counts = max(counts), max(counts)
+    return {
+        "log2_block": _log2(block),
+        "blocks_in": counts[0],
+        "blocks_out": counts[1],
+        "shared": shared,
+        "span": channels - block if shared and channels < out_channels else 0,
+        "means": max(1, channels // out_channels) if shared else 1,
+        "width": -(-wide // block) * block,
+    }
 
 
 def _flags(dtype: torch.dtype, options: Options) -> dict[str, int]:

@@ -24,6 +24,80 @@ def bwht1d(
     x: Tensor, threshold: Tensor, weight: Tensor | None, out_channels: int, stride: int, options: Options
 ) -> Tensor:
     """:func:`whtnet.functional.bwht1d` in plain PyTorch."""
+    layer = shared_bwht1d if threshold.dim() == 1 else separate_bwht1d
+    return layer(x, threshold, weight, out_channels, stride, options)
+
+
+def shared_bwht1d(
+    x: Tensor,
+    threshold: Tensor,
+    weight: Tensor | None,
+    out_channels: int,
+    stride: int,
+    options: Options,
+    *,
+    separate: Callable[..., Tensor] | None = None,
+) -> Tensor:
+    """:func:`whtnet.functional.bwht1d` for thresholds ``(B,)``, made of the form for ``(blocks, B)``.
+
+    Args:
+        x: and the others, as there.
+        threshold: ``(B,)``.
+        weight: ``(B,)`` or None.
+        out_channels: C_out.
+        stride: of the pixels.
+        options: of the layer.
+        separate: computes the other form; :func:`separate_bwht1d` if None.
+    """
+    block, expands = len(threshold), x.shape[1] < out_channels
+    if expands and x.shape[1] > block:
+        x, stride = _windows(x, block, out_channels, stride), 1
+    group = max(1, x.shape[1] // out_channels)
+    # Means of low-precision numbers are taken in float32, so that a result is rounded once.
+    wide = _widen(x) if group > 1 else x
+    y = (separate or separate_bwht1d)(wide, *_for_every_block(x, threshold, weight), stride, options)
+    if expands:
+        return y if y.shape[1] == out_channels else torch.cat([y] * (out_channels // block), 1)
+    if group > 1:
+        y = _group_means(y, group).to(x.dtype)
+    return y if y.shape[1] == out_channels else y.narrow(1, 0, out_channels).clone()
+
+
+def _group_means(x: Tensor, size: int) -> Tensor:
+    # Of adjacent channels; what is left after the last whole group goes. Keeps the memory format.
+    channels_last = is_channels_last(x)
+    x, dim = (x.permute(0, 2, 3, 1), 3) if channels_last else (x, 1)
+    groups = x.shape[dim] // size
+    x = x.narrow(dim, 0, groups * size).unflatten(dim, (groups, size)).mean(dim + 1)
+    return x.permute(0, 3, 1, 2) if channels_last else x
+
+
+def _for_every_block(x: Tensor, threshold: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor | None, int]:
+    shape = x.shape[1] // len(threshold), len(threshold)
+    return threshold.expand(shape), None if weight is None else weight.expand(shape), x.shape[1]
+
+
+def _windows(x: Tensor, block: int, out_channels: int, stride: int) -> Tensor:
+    # Subsampled, an expansion's windows of `block` adjacent channels side by side: where they all are the same one, it
+    # alone. Keeps the memory format.
+    channels, channels_last = x.shape[1], is_channels_last(x)
+    x = _subsampled(x, stride)
+    if channels >= out_channels or channels == block:
+        return x
+    x, dim = (x.permute(0, 2, 3, 1), 3) if channels_last else (x, 1)
+    last = out_channels // block - 1
+    x = torch.cat([x.narrow(dim, i * (channels - block) // last, block) for i in range(last + 1)], dim)
+    return x.permute(0, 3, 1, 2) if channels_last else x
+
+
+def _subsampled(x: Tensor, stride: int) -> Tensor:
+    return x if stride == 1 else x[(..., *(slice(None, None, stride),) * (x.dim() - 2))]
+
+
+def separate_bwht1d(
+    x: Tensor, threshold: Tensor, weight: Tensor | None, out_channels: int, stride: int, options: Options
+) -> Tensor:
+    """:func:`whtnet.functional.bwht1d` for thresholds ``(blocks, B)`` in plain PyTorch."""
     channels_last = is_channels_last(x)
     c = x.dim() - 1 if channels_last else 1
     y = bwht1d_coefficients(x, threshold, weight, out_channels, stride, options)
@@ -44,11 +118,14 @@ def bwht1d_coefficients(
     """The thresholded coefficients of :func:`bwht1d`, in float32 or more.
 
     Returns:
-        ``(N, blocks, B, *spatial)``; for an input in channels_last ``(N, H, W, blocks, B)``.
+        ``(N, blocks, B, *spatial)``; for an input in channels_last ``(N, H, W, blocks, B)``. Blocks that all hold the
+        same channels, as in an expansion of B channels by shared thresholds, are there once.
     """
+    if threshold.dim() == 1:
+        x, stride = _windows(x, len(threshold), out_channels, stride), 1
+        threshold, weight, out_channels = _for_every_block(x, threshold, weight)
     channels_last = is_channels_last(x)
-    if stride != 1:
-        x = x[(..., *(slice(None, None, stride),) * (x.dim() - 2))]
+    x = _subsampled(x, stride)
     if channels_last:
         x = x.permute(0, 2, 3, 1)
     c = x.dim() - 1 if channels_last else 1

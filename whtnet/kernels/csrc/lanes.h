@@ -249,7 +249,6 @@ template <class R, class S> struct LanesLayer : Layer<R, S> {
   typedef Layer<R, S> Base;
   using Base::block, Base::blocks, Base::job;
   static const int L = Lanes<R>::n;
-  enum { FLUSH = 64 };  // items after which float sums go to double ones
 
   const Radix radix;
   const int64_t tiles_per_image, tile;  // tile: its vectors; rows of A points and one unused, so that no stride is a
@@ -269,15 +268,16 @@ template <class R, class S> struct LanesLayer : Layer<R, S> {
         radix(RADIX[job.log2_block]),
         tiles_per_image((job.lanes + L - 1) / L),
         tile(int64_t(radix.M) * radix.B * (radix.A + 1)) {
-    uniform_in = describe(job.in, job.blocks_in * block, table_in);
+    uniform_in = this->summed(true) || describe(job.in, job.blocks_in * block, table_in);
     uniform_out = describe(job.out, job.blocks_out * block, table_out);
   }
 
   bool describe(const Side& s, int64_t points, std::vector<int64_t>& table) const {
     if (s.H * s.W == points && (s.H == 1 || s.row == s.W * s.point)) return true;
     table.resize(points);
+    const int64_t means = &s == &job.out ? job.means : 1;
     for (int64_t p = 0; p < points; p++) {
-      const int64_t i = p / job.width, j = p % job.width;
+      const int64_t i = p / means / job.width, j = p / means % job.width;
       table[p] = i < s.H && j < s.W ? i * s.row + j * s.point : -1;
     }
     return false;
@@ -300,36 +300,63 @@ template <class R, class S> struct LanesLayer : Layer<R, S> {
 
   int rows() const { return int(block / radix.A); }
 
-  void load_block(Access<R> a, int64_t b, const S* src, V* to) const {
-    if (a.uniform) src += b * block * a.point;
+  void load_block(Access<R> a, bool is_in, int64_t b, const S* src, V* to) const {
+    if (a.uniform) src += this->start(is_in, b) * a.point;
     else a.table += b * block;
     load_rows<R, S>(radix.A, a, src, rows(), to);
     if (radix.M > 1) middle_pass(radix, to);
   }
 
-  void store_block(Access<R> a, int64_t b, S* dst, V* from) const {
+  // A tile to block b, or to the sums of all blocks: `sums`, an item's line of vectors, and behind it room for a block.
+  void store_block(Access<R> a, bool is_in, int64_t b, S* dst, V* from, V* sums) const {
     if (radix.M > 1) middle_pass(radix, from);
+    if (this->summed(is_in)) {
+      V *stage = sums + this->line(is_in), *to = sums + this->start(is_in, b);
+      Access<R> line = a;
+      line.vectors = line.uniform = true, line.point = L, line.lane[0] = 0;
+      store_rows<R, R>(radix.A, line, (R*)stage, rows(), from);
+      for (int64_t k = 0; k < block; k++) to[k] += stage[k];
+      return;
+    }
     if (a.uniform) dst += b * block * a.point;
     else a.table += b * block;
     store_rows<R, S>(radix.A, a, dst, rows(), from);
   }
 
+  int64_t sums_size(bool is_in) const { return this->summed(is_in) ? this->line(is_in) + block : 0; }
+
+  void begin_item(bool is_in, V* sums) const { memset((void*)sums, 0, sums_size(is_in) * sizeof(V)); }
+
+  void end_item(Access<R> a, bool is_in, S* dst, const V* sums) const {
+    if (!this->summed(is_in)) return;
+    const int64_t means = is_in ? 1 : job.means, points = is_in ? job.in.W : job.out.W;
+    a.uniform = true;
+    for (int64_t p = 0; p < points; p++, sums += means) {
+      V sum = sums[0];
+      for (int64_t k = 1; k < means; k++) sum += sums[k];
+      store_point<R, S>(a, dst, p, sum);
+    }
+  }
+
   void forward_items(int64_t first, int64_t last) const {
     const int64_t tiles = this->paired() ? 1 : job.blocks_in + job.blocks_out;
-    scratch.reserve(Scratch::bytes<V>(tiles * tile));
+    scratch.reserve(Scratch::bytes<V>(tiles * tile) + Scratch::bytes<V>(sums_size(false)));
     V *sources = scratch.take<V>(tiles * tile), *targets = sources + job.blocks_in * tile;
+    V* sums = scratch.take<V>(sums_size(false));
     for (int64_t item = first; item < last; item++) {
       const Access<R> from = input(item), to = output(item);
       if (this->paired()) {
+        begin_item(false, sums);
         for (int64_t b = 0; b < blocks; b++) {
-          load_block(from, b, this->x, sources);
+          load_block(from, true, b, this->x, sources);
           Passes<R>::forward(job.smooth, radix, sources, this->parameters(b), job.keep_dc);
-          store_block(to, b, this->out, sources);
+          store_block(to, false, b, this->out, sources, sums);
         }
+        end_item(to, false, this->out, sums);
         continue;
       }
       for (int64_t b = 0; b < job.blocks_in; b++) {
-        load_block(from, b, this->x, sources + b * tile);
+        load_block(from, true, b, this->x, sources + b * tile);
         Passes<R>::alone(radix, sources + b * tile);
       }
       memset((void*)targets, 0, job.blocks_out * tile * sizeof(V));
@@ -339,7 +366,7 @@ template <class R, class S> struct LanesLayer : Layer<R, S> {
       }
       for (int64_t b = 0; b < job.blocks_out; b++) {
         Passes<R>::alone(radix, targets + b * tile);
-        store_block(to, b, this->out, targets + b * tile);
+        store_block(to, false, b, this->out, targets + b * tile, sums);
       }
     }
   }
@@ -359,45 +386,50 @@ template <class R, class S> struct LanesLayer : Layer<R, S> {
   }
 
   void backward_items(int64_t first, int64_t last, double* sums) const {
-    const int64_t tiles = this->paired() ? 2 : 2 * job.blocks_in + job.blocks_out, coefficients = blocks * block;
-    scratch.reserve(Scratch::bytes<V>(tiles * tile) + Scratch::bytes<V>(2 * coefficients));
+    const int64_t tiles = this->paired() ? 2 : 2 * job.blocks_in + job.blocks_out, coefficients = this->sets * block;
+    scratch.reserve(Scratch::bytes<V>(tiles * tile) + Scratch::bytes<V>(2 * coefficients) +
+                    Scratch::bytes<V>(sums_size(true)));
     V *sources = scratch.take<V>(tiles * tile), *gradients = sources + job.blocks_in * tile,
       *targets = gradients + job.blocks_in * tile;
     V *dT = scratch.take<V>(2 * coefficients), *dV = this->has_weight ? dT + coefficients : nullptr;
+    V* added = scratch.take<V>(sums_size(true));
     memset((void*)dT, 0, 2 * coefficients * sizeof(V));
     for (int64_t item = first; item < last; item++) {
       const Access<R> from = input(item), to = output(item);
       if (this->paired()) {
+        begin_item(true, added);
         for (int64_t b = 0; b < blocks; b++) {
           V *source = sources, *target = sources + tile;
-          load_block(from, b, this->x, source);
-          load_block(to, b, this->gy, target);
-          Passes<R>::backward(job.smooth, radix, source, target, this->parameters(b), job.keep_dc, dT + b * block,
-                              dV ? dV + b * block : nullptr);
-          if (this->out) store_block(from, b, this->out, source);
+          const int64_t at = this->set(b) * block;
+          load_block(from, true, b, this->x, source);
+          load_block(to, false, b, this->gy, target);
+          Passes<R>::backward(job.smooth, radix, source, target, this->parameters(b), job.keep_dc, dT + at,
+                              dV ? dV + at : nullptr);
+          if (this->out) store_block(from, true, b, this->out, source, added);
         }
+        if (this->out) end_item(from, true, this->out, added);
       } else {
         for (int64_t b = 0; b < job.blocks_in; b++) {
-          load_block(from, b, this->x, sources + b * tile);
+          load_block(from, true, b, this->x, sources + b * tile);
           Passes<R>::alone(radix, sources + b * tile);
         }
         for (int64_t b = 0; b < job.blocks_out; b++) {
-          load_block(to, b, this->gy, targets + b * tile);
+          load_block(to, false, b, this->gy, targets + b * tile);
           Passes<R>::alone(radix, targets + b * tile);
         }
         memset((void*)gradients, 0, job.blocks_in * tile * sizeof(V));
         for (int64_t b = 0; b < blocks; b++) {
           const int64_t i = b % job.blocks_in * tile, o = b % job.blocks_out * tile;
-          V* const dv = dV ? dV + b * block : nullptr;
-          job.smooth ? pair_gradient<true>(b, sources + i, gradients + i, targets + o, dT + b * block, dv)
-                     : pair_gradient<false>(b, sources + i, gradients + i, targets + o, dT + b * block, dv);
+          V *const dt = dT + this->set(b) * block, *const dv = dV ? dV + this->set(b) * block : nullptr;
+          job.smooth ? pair_gradient<true>(b, sources + i, gradients + i, targets + o, dt, dv)
+                     : pair_gradient<false>(b, sources + i, gradients + i, targets + o, dt, dv);
         }
         for (int64_t b = 0; this->out && b < job.blocks_in; b++) {
           Passes<R>::alone(radix, gradients + b * tile);
-          store_block(from, b, this->out, gradients + b * tile);
+          store_block(from, true, b, this->out, gradients + b * tile, added);
         }
       }
-      if ((item + 1 - first) % FLUSH == 0 || item + 1 == last) flush(dT, sums, (dV ? 2 : 1) * coefficients);
+      if ((item + 1 - first) % this->flush_after() == 0 || item + 1 == last) flush(dT, sums, (dV ? 2 : 1) * coefficients);
     }
   }
 

@@ -18,9 +18,11 @@ enum { LANES = 0, POINTS = 1 };
 #define SIDE_FIELDS(F) F(image) F(n) F(i) F(j) F(point) F(row) F(H) F(W)
 
 // width: padded points per row. lanes: items per image; lanes_i, lanes_j: sizes of the last two parts of their numbers.
+// shared: all blocks have the same parameters. Blocks of the input begin at multiples of span / (blocks - 1), where span
+// is not 0: windows that overlap. A point of the result is the mean of `means` successive points of the blocks.
 #define JOB_FIELDS(F) \
-  F(dtype) F(layout) F(smooth) F(keep_dc) F(clamp) F(ortho) F(log2_block) F(blocks_in) F(blocks_out) F(width) \
-  F(images) F(lanes) F(lanes_i) F(lanes_j)
+  F(dtype) F(layout) F(smooth) F(keep_dc) F(clamp) F(ortho) F(log2_block) F(blocks_in) F(blocks_out) F(shared) F(span) \
+  F(means) F(width) F(images) F(lanes) F(lanes_i) F(lanes_j)
 
 #define FIELD(name) int64_t name;
 struct Side {
@@ -84,6 +86,7 @@ template <class R, class S> struct Layer {
   S* const out;
   const bool has_weight;
   const int64_t block, blocks, slots;  // points of a block; blocks of the wide side; slots of a block
+  const int64_t sets;                  // of parameters: one, or one for each block
   const R forth, back;                 // scales of the transforms before and after the thresholds
   const std::vector<int> coefficient;  // of each slot
   const int64_t items, chunk_items, chunks;
@@ -104,18 +107,19 @@ template <class R, class S> struct Layer {
         block(int64_t(1) << job.log2_block),
         blocks(job.blocks_in > job.blocks_out ? job.blocks_in : job.blocks_out),
         slots(order.size()),
+        sets(job.shared ? 1 : blocks),
         forth(job.ortho ? R(1 / std::sqrt(double(block))) : R(1)),
-        back(job.ortho ? forth : R(1 / double(block))),
+        back(R((job.ortho ? 1 / std::sqrt(double(block)) : 1 / double(block)) / double(job.means))),
         coefficient(std::move(order)),
         items(items),
         chunk_items(chunk_size(items, gy)),
         chunks((items + chunk_items - 1) / chunk_items),
-        active(blocks * slots),
-        T(blocks * slots),
-        scaled(blocks * slots),
-        W(blocks * slots),
-        U(blocks * slots) {
-    for (int64_t at = 0; at < blocks * slots; at++) {
+        active(sets * slots),
+        T(sets * slots),
+        scaled(sets * slots),
+        W(sets * slots),
+        U(sets * slots) {
+    for (int64_t at = 0; at < sets * slots; at++) {
       const int64_t b = at / slots, p = coefficient[at % slots];
       const R t = ((const R*)a.t)[b * block + p], v = has_weight ? ((const R*)a.v)[b * block + p] : R(1);
       active[at] = !(job.clamp && t <= 0);
@@ -123,7 +127,7 @@ template <class R, class S> struct Layer {
       scaled[at] = T[at] * back;
       W[at] = v * forth, U[at] = v * forth * back;
     }
-    if (gy) sums.assign(chunks * 2 * blocks * slots, 0.0);
+    if (gy) sums.assign(chunks * 2 * sets * slots, 0.0);
   }
 
   int64_t result_bytes() const {
@@ -133,24 +137,39 @@ template <class R, class S> struct Layer {
 
   bool paired() const { return job.blocks_in == job.blocks_out; }
 
+  int64_t set(int64_t b) const { return job.shared ? 0 : b; }
+
   Parameters<R> parameters(int64_t b) const {
-    const int64_t at = b * slots;
+    const int64_t at = set(b) * slots;
     return {T.at(at), scaled.at(at), W.at(at), U.at(at), back};
   }
 
   // Sums of a chunk for T and then for V, neither scaled yet, block by block and slot by slot.
-  double* chunk_sums(int64_t chunk) { return sums.data() + chunk * 2 * blocks * slots; }
+  double* chunk_sums(int64_t chunk) { return sums.data() + chunk * 2 * sets * slots; }
+
+  // Whether a side, `in` or not, is added up from what all blocks have there: windows overlap, points go into means.
+  bool summed(bool is_in) const { return is_in ? job.span > 0 : job.means > 1; }
+
+  // The first point of block b: of a side that is added up, in the line where its sums are.
+  INLINE int64_t start(bool is_in, int64_t b) const {
+    return is_in && job.span > 0 ? b * job.span / (blocks - 1) : b * block;
+  }
+  // Points of such a line.
+  int64_t line(bool is_in) const { return is_in ? job.in.W : blocks * block; }
+
+  // Items after which float sums go to double ones.
+  int64_t flush_after() const { return sets < blocks ? (64 + blocks - 1) / blocks : 64; }
 
   void finish(R* gt, R* gv) const {
-    std::vector<double> t(blocks * block), v(blocks * block);
+    std::vector<double> t(sets * block), v(sets * block);
     for (int64_t c = 0; c < chunks; c++)
-      for (int64_t at = 0; at < blocks * slots; at++) {
+      for (int64_t at = 0; at < sets * slots; at++) {
         const int64_t i = at / slots * block + coefficient[at % slots];
-        if (active[at]) t[i] -= sums[2 * c * blocks * slots + at];
-        v[i] += sums[(2 * c + 1) * blocks * slots + at];
+        if (active[at]) t[i] -= sums[2 * c * sets * slots + at];
+        v[i] += sums[(2 * c + 1) * sets * slots + at];
       }
-    for (int64_t i = 0; i < blocks * block; i++) gt[i] = R(t[i] * back);
-    for (int64_t i = 0; gv && i < blocks * block; i++) gv[i] = R(v[i] * forth * back);
+    for (int64_t i = 0; i < sets * block; i++) gt[i] = R(t[i] * back);
+    for (int64_t i = 0; gv && i < sets * block; i++) gv[i] = R(v[i] * forth * back);
   }
 
  private:

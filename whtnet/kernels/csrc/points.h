@@ -19,7 +19,6 @@ template <class R, class S> struct PointsLayer : Layer<R, S> {
   typedef Layer<R, S> Base;
   using Base::block, Base::blocks, Base::job, Base::slots;
   static const int L = Lanes<R>::n, RB = VECTOR_BYTES == 64 ? 16 : 8;
-  enum { FLUSH = 64 };  // units after which float sums go to double ones
 
   // ---- transforms --------------------------------------------------------------------------------------------------
 
@@ -93,6 +92,7 @@ template <class R, class S> struct PointsLayer : Layer<R, S> {
     int64_t step;             // from one item to the next where it is always the same, else 0
     int64_t whole_units;      // so many units from the first on, and
     int64_t whole_blocks;     // so many blocks of them, fill whole vectors and are read and written in place
+    bool is_in, summed;       // see Layer::summed: written by way of a line
   };
 
   const int64_t vectors, group, pixels;  // vectors and items of a unit; all items
@@ -125,18 +125,20 @@ template <class R, class S> struct PointsLayer : Layer<R, S> {
         group(slots / block),
         pixels(job.images * job.lanes),
         dc(slots),
-        in(view(job.in)),
-        result(view(job.out)) {
+        in(view(job.in, true)),
+        result(view(job.out, false)) {
     for (int64_t k = 0; k < slots; k++) dc[k] = this->coefficient[k] == 0;
   }
 
-  View view(const Side& s) const {
+  View view(const Side& s, bool is_in) const {
     const bool one = job.lanes_j == 1 && job.lanes_i == 1;
     const bool linear = one || (s.n == job.lanes_i * job.lanes_j * s.j && (job.lanes_i == 1 || s.i == job.lanes_j * s.j));
     const int64_t step = !linear ? 0 : one ? s.n : s.j;
     const bool rows = s.H == 1 || (s.W == job.width && s.row == s.W);
     const bool joined = group == 1 || (blocks == 1 && step == block);
-    return {s, step, rows && joined ? pixels / group : 0, s.H * s.W / block};
+    const bool summed = this->summed(is_in);
+    const int64_t whole_blocks = !summed ? s.H * s.W / block : is_in ? blocks : 0;
+    return {s, step, rows && joined ? pixels / group : 0, whole_blocks, is_in, summed};
   }
 
   INLINE int64_t offset(const View& v, int64_t q) const {
@@ -151,7 +153,7 @@ template <class R, class S> struct PointsLayer : Layer<R, S> {
   static INLINE bool in_place(const View& v, int64_t u, int64_t b) { return u < v.whole_units && b < v.whole_blocks; }
 
   INLINE const S* read(const View& v, const S* src, int64_t u, int64_t b, S* stage) const {
-    return in_place(v, u, b) ? src + offset(v, u * group) + b * block : gather(v, src, u, b, stage);
+    return in_place(v, u, b) ? src + offset(v, u * group) + this->start(v.is_in, b) : gather(v, src, u, b, stage);
   }
   INLINE S* target(const View& v, S* dst, int64_t u, int64_t b, S* stage) const {
     return in_place(v, u, b) ? dst + offset(v, u * group) + b * block : stage;
@@ -162,7 +164,8 @@ template <class R, class S> struct PointsLayer : Layer<R, S> {
 
   __attribute__((noinline)) const S* gather(const View& v, const S* src, int64_t u, int64_t b, S* stage) const {
     memset((void*)stage, 0, slots * sizeof(S));
-    for_rows(v, u, b, [&](int64_t at, int64_t place, int64_t n) { copy(stage + place, src + at, n); });
+    if (v.summed && !v.is_in) spread(v, src, u, b, stage);
+    else for_rows(v, u, b, [&](int64_t at, int64_t place, int64_t n) { copy(stage + place, src + at, n); });
     return stage;
   }
   __attribute__((noinline)) void scatter(const View& v, S* dst, int64_t u, int64_t b, const S* stage) const {
@@ -172,9 +175,51 @@ template <class R, class S> struct PointsLayer : Layer<R, S> {
   // The rows of points that exist in block b of unit u: offset in memory, place in the unit, number of points.
   template <class F> void for_rows(const View& v, int64_t u, int64_t b, F row) const {
     for (int64_t g = 0; g < group && u * group + g < pixels; g++) {
-      const int64_t at = offset(v, u * group + g), left = v.s.W - b * block;
-      if (v.s.H == 1 && left > 0) row(at + b * block, g * block, left < block ? left : block);
+      const int64_t at = offset(v, u * group + g), start = this->start(v.is_in, b), left = v.s.W - start;
+      if (v.s.H == 1 && left > 0) row(at + start, g * block, left < block ? left : block);
       for (int64_t i = 0; v.s.H > 1 && i < v.s.H; i++) row(at + i * v.s.row, g * block + i * job.width, v.s.W);
+    }
+  }
+
+  // Each point of the result to all points that it is the mean of; 1 / means is in the scales.
+  void spread(const View& v, const S* src, int64_t u, int64_t b, S* stage) const {
+    for (int64_t g = 0; g < group && u * group + g < pixels; g++) {
+      const S* from = src + offset(v, u * group + g);
+      const int64_t first = b * block, last = first + block, end = v.s.W * job.means < last ? v.s.W * job.means : last;
+      for (int64_t p = first, o = p / job.means, left = (o + 1) * job.means - p; p < end; p++) {
+        stage[g * block + p - first] = from[o];
+        if (--left == 0) o++, left = job.means;
+      }
+    }
+  }
+
+  // ---- sums over blocks: a line for each item of a unit ------------------------------------------------------------
+
+  int64_t line_size(const View& v) const { return (this->line(v.is_in) + L - 1) / L * L; }
+  int64_t lines_size(const View& v) const { return v.summed ? group * line_size(v) : 0; }
+
+  // A block of a unit.
+  void add(const View& v, int64_t b, const R* stage, R* lines) const {
+    const int64_t size = line_size(v), start = this->start(v.is_in, b);
+    for (int64_t g = 0; g < group; g++)
+      for (int64_t k = 0; k < block; k++) lines[g * size + start + k] += stage[g * block + k];
+  }
+
+  void write_lines(const View& v, S* dst, int64_t u, R* lines) const {
+    const int64_t size = line_size(v);
+    for (int64_t g = 0; g < group && u * group + g < pixels; g++) {
+      R* line = lines + g * size;
+      if (!v.is_in)
+        for (int64_t o = 0; o < v.s.W; o++) {
+          R sum = line[o * job.means];
+          for (int64_t k = 1; k < job.means; k++) sum += line[o * job.means + k];
+          line[o] = sum;
+        }
+      S *to = dst + offset(v, u * group + g), tail[L];
+      int64_t p = 0;
+      for (; p + L <= v.s.W; p += L) store(to + p, load(line + p));
+      store(tail, load(line + (p < size ? p : 0)));
+      copy(to + p, tail, v.s.W - p);
     }
   }
 
@@ -196,15 +241,15 @@ template <class R, class S> struct PointsLayer : Layer<R, S> {
     const View& v = this->gy ? in : result;
     return this->result_bytes() > (24 << 20) && v.whole_units > 0 && v.whole_blocks * block >= v.s.H * v.s.W;
   }
-  template <int NV> static INLINE void put(const V* r, S* to, bool streams) {
+  template <int NV, class O> static INLINE void put(const V* r, O* to, bool streams) {
     if (streams && uintptr_t(to) % VECTOR_BYTES == 0) UNROLL for (int i = 0; i < NV; i++) stream(to + i * L, r[i]);
     else UNROLL for (int i = 0; i < NV; i++) store(to + i * L, r[i]);
   }
 
   // ---- units in registers ------------------------------------------------------------------------------------------
 
-  template <int NV, int M, bool SMOOTH, bool FULL>
-  static __attribute__((noinline)) void forward_units(const S* const* from, S* const* to, const Parameters<R>& w,
+  template <int NV, int M, bool SMOOTH, bool FULL, class O>
+  static __attribute__((noinline)) void forward_units(const S* const* from, O* const* to, const Parameters<R>& w,
                                                       int log2_block, bool streams) {
     const int bits = FULL ? 64 : log2_block;
     V r[M][NV];
@@ -221,8 +266,8 @@ template <class R, class S> struct PointsLayer : Layer<R, S> {
     }
   }
 
-  template <int NV, int M, bool SMOOTH, bool FULL>
-  static __attribute__((noinline)) void backward_units(const S* const* from, const S* const* grad, S* const* to,
+  template <int NV, int M, bool SMOOTH, bool FULL, class O>
+  static __attribute__((noinline)) void backward_units(const S* const* from, const S* const* grad, O* const* to,
                                                        const Parameters<R>& w, int log2_block, V* dT, V* dV,
                                                        bool streams) {
     const int bits = FULL ? 64 : log2_block;
@@ -262,7 +307,7 @@ template <class R, class S> struct PointsLayer : Layer<R, S> {
       UNROLL for (int i = 0; i < NV; i++) tile[start + i] = r[i];
     }
   }
-  template <int NV> void low_inverse(const V* tile, S* to, bool streams) const {
+  template <int NV, class O> void low_inverse(const V* tile, O* to, bool streams) const {
     for (int64_t start = 0; start < vectors; start += NV) {
       V r[NV];
       UNROLL for (int i = 0; i < NV; i++) r[i] = tile[start + i];
@@ -286,9 +331,9 @@ template <class R, class S> struct PointsLayer : Layer<R, S> {
     with_low(vectors, [&](auto n) { low_forward<n>(from, tile); });
     rest_pass(tile);
   }
-  void signal(V* tile, S* to) const {
+  template <class O> void signal(V* tile, O* to, bool streams) const {
     rest_pass(tile);
-    with_low(vectors, [&](auto n) { low_inverse<n>(tile, to, streams()); });
+    with_low(vectors, [&](auto n) { low_inverse<n>(tile, to, streams); });
   }
 
   // Calls f with the first of the H vectors, RB apart, that the high bits tell apart, for K such groups at a time.
@@ -383,53 +428,83 @@ template <class R, class S> struct PointsLayer : Layer<R, S> {
   void forward_items(int64_t first, int64_t last) const {
     if (in_registers())
       with_registers([&](auto nv, auto m, auto full) {
-        job.smooth ? forward_registers<nv, m, true, full>(first, last) : forward_registers<nv, m, false, full>(first, last);
+        with_target(result, [&](auto sums) {
+          job.smooth ? forward_registers<nv, m, true, full, sums>(first, last)
+                     : forward_registers<nv, m, false, full, sums>(first, last);
+        });
       });
     else
       with_high([&](auto h) { job.smooth ? forward_tiles<h, true>(first, last) : forward_tiles<h, false>(first, last); });
   }
 
-  template <int NV, int M, bool SMOOTH, bool FULL> void forward_registers(int64_t first, int64_t last) const {
-    scratch.reserve(Scratch::bytes<S>((2 * M + 1) * slots));
-    S *stage_in = scratch.take<S>((2 * M + 1) * slots), *stage_out = stage_in + M * slots, *zeros = stage_out + M * slots;
+  // Calls f with whether a side is added up.
+  template <class F> static void with_target(const View& v, F f) {
+    v.summed ? f(std::true_type()) : f(std::false_type());
+  }
+
+  template <int NV, int M, bool SMOOTH, bool FULL, bool SUMS> void forward_registers(int64_t first, int64_t last) const {
+    typedef typename std::conditional<SUMS, R, S>::type O;
+    const int64_t lines_size = this->lines_size(result);
+    scratch.reserve(Scratch::bytes<S>((M + 1) * slots) + Scratch::bytes<O>(M * slots) +
+                    Scratch::bytes<R>(M * lines_size));
+    S *stage_in = scratch.take<S>((M + 1) * slots), *zeros = stage_in + M * slots;
+    O* stage_out = scratch.take<O>(M * slots);
+    R* lines = scratch.take<R>(M * lines_size);
     memset((void*)zeros, 0, slots * sizeof(S));
     const S* from[M];
-    S* to[M];
-    const bool streams = this->streams();
-    for (int64_t u = first; u < last; u += M)
+    O* to[M];
+    const bool streams = !SUMS && this->streams();
+    for (int64_t u = first; u < last; u += M) {
+      memset((void*)lines, 0, M * lines_size * sizeof(R));
       for (int64_t b = 0; b < blocks; b++) {
         for (int m = 0; m < M; m++) {
           const bool exists = u + m < last;
           from[m] = exists ? read(in, this->x, u + m, b, stage_in + m * slots) : zeros;
-          to[m] = exists ? target(result, this->out, u + m, b, stage_out + m * slots) : stage_out + m * slots;
+          to[m] = stage_out + m * slots;
+          if constexpr (!SUMS)
+            if (exists) to[m] = target(result, this->out, u + m, b, to[m]);
         }
         forward_units<NV, M, SMOOTH, FULL>(from, to, this->parameters(b), int(job.log2_block), streams);
         for (int m = 0; m < M && u + m < last; m++)
-          write(result, this->out, u + m, b, stage_out + m * slots);
+          if constexpr (SUMS) add(result, b, stage_out + m * slots, lines + m * lines_size);
+          else write(result, this->out, u + m, b, stage_out + m * slots);
       }
+      for (int m = 0; SUMS && m < M && u + m < last; m++) write_lines(result, this->out, u + m, lines + m * lines_size);
+    }
   }
 
-  void store_block(const View& v, S* dst, int64_t u, int64_t b, V* tile, S* stage) const {
-    signal(tile, target(v, dst, u, b, stage));
-    write(v, dst, u, b, stage);
+  // A tile to block b of unit u, by way of `stage` or `lines`.
+  void store_block(const View& v, S* dst, int64_t u, int64_t b, V* tile, R* stage, R* lines) const {
+    if (v.summed) {
+      signal(tile, stage, false);
+      return add(v, b, stage, lines);
+    }
+    signal(tile, target(v, dst, u, b, (S*)stage), streams());
+    write(v, dst, u, b, (S*)stage);
+  }
+  void begin_unit(const View& v, R* lines) const { memset((void*)lines, 0, lines_size(v) * sizeof(R)); }
+  void end_unit(const View& v, S* dst, int64_t u, R* lines) const {
+    if (v.summed) write_lines(v, dst, u, lines);
   }
 
   template <int H, bool SMOOTH> void forward_tiles(int64_t first, int64_t last) const {
     const int64_t tiles = this->paired() ? 1 : job.blocks_in + job.blocks_out;
-    scratch.reserve(Scratch::bytes<V>(tiles * vectors) + Scratch::bytes<S>(slots));
+    scratch.reserve(Scratch::bytes<V>(tiles * vectors) + Scratch::bytes<R>(slots) + Scratch::bytes<R>(lines_size(result)));
     V *sources = scratch.take<V>(tiles * vectors), *targets = sources + job.blocks_in * vectors;
-    S* stage = scratch.take<S>(slots);
+    R *stage = scratch.take<R>(slots), *lines = scratch.take<R>(lines_size(result));
     for (int64_t u = first; u < last; u++) {
       if (this->paired()) {
+        begin_unit(result, lines);
         for (int64_t b = 0; b < blocks; b++) {
-          spectrum(read(in, this->x, u, b, stage), sources);
+          spectrum(read(in, this->x, u, b, (S*)stage), sources);
           high_forward<H, SMOOTH>(sources, this->parameters(b));
-          store_block(result, this->out, u, b, sources, stage);
+          store_block(result, this->out, u, b, sources, stage, lines);
         }
+        end_unit(result, this->out, u, lines);
         continue;
       }
       for (int64_t b = 0; b < job.blocks_in; b++) {
-        spectrum(read(in, this->x, u, b, stage), sources + b * vectors);
+        spectrum(read(in, this->x, u, b, (S*)stage), sources + b * vectors);
         high_alone<H>(sources + b * vectors);
       }
       memset((void*)targets, 0, job.blocks_out * vectors * sizeof(V));
@@ -441,7 +516,7 @@ template <class R, class S> struct PointsLayer : Layer<R, S> {
       }
       for (int64_t b = 0; b < job.blocks_out; b++) {
         high_alone<H>(targets + b * vectors);
-        store_block(result, this->out, u, b, targets + b * vectors, stage);
+        store_block(result, this->out, u, b, targets + b * vectors, stage, lines);
       }
     }
   }
@@ -452,8 +527,10 @@ template <class R, class S> struct PointsLayer : Layer<R, S> {
     if (in_registers())
       with_registers([&](auto nv, auto m, auto full) {
         constexpr int together = nv == 4 ? 2 : 1;
-        job.smooth ? backward_registers<nv, together, true, full>(first, last, sums)
-                   : backward_registers<nv, together, false, full>(first, last, sums);
+        with_target(in, [&](auto added) {
+          job.smooth ? backward_registers<nv, together, true, full, added>(first, last, sums)
+                     : backward_registers<nv, together, false, full, added>(first, last, sums);
+        });
       });
     else
       with_high([&](auto h) {
@@ -461,36 +538,44 @@ template <class R, class S> struct PointsLayer : Layer<R, S> {
       });
   }
 
-  template <int NV, int M, bool SMOOTH, bool FULL>
+  template <int NV, int M, bool SMOOTH, bool FULL, bool SUMS>
   void backward_registers(int64_t first, int64_t last, double* sums) const {
-    scratch.reserve(Scratch::bytes<S>((3 * M + 1) * slots) + Scratch::bytes<V>(2 * blocks * vectors));
-    S *stage_in = scratch.take<S>((3 * M + 1) * slots), *stage_grad = stage_in + M * slots,
-      *stage_out = stage_grad + M * slots, *zeros = stage_out + M * slots;
-    V *dT = scratch.take<V>(2 * blocks * vectors), *dV = this->has_weight ? dT + blocks * vectors : nullptr;
+    typedef typename std::conditional<SUMS, R, S>::type O;
+    const int64_t lines_size = this->lines_size(in), sets = this->sets;
+    scratch.reserve(Scratch::bytes<S>((2 * M + 1) * slots) + Scratch::bytes<O>(M * slots) +
+                    Scratch::bytes<R>(M * lines_size) + Scratch::bytes<V>(2 * sets * vectors));
+    S *stage_in = scratch.take<S>((2 * M + 1) * slots), *stage_grad = stage_in + M * slots, *zeros = stage_grad + M * slots;
+    O* stage_out = scratch.take<O>(M * slots);
+    R* lines = scratch.take<R>(M * lines_size);
+    V *dT = scratch.take<V>(2 * sets * vectors), *dV = this->has_weight ? dT + sets * vectors : nullptr;
     memset((void*)zeros, 0, slots * sizeof(S));
-    memset((void*)dT, 0, 2 * blocks * vectors * sizeof(V));
+    memset((void*)dT, 0, 2 * sets * vectors * sizeof(V));
     const S *from[M], *grad[M];
-    S* to[M];
-    const bool streams = this->streams();
+    O* to[M];
+    const bool streams = !SUMS && this->streams();
     int64_t pending = 0;
     for (int64_t u = first; u < last; u += M) {
+      memset((void*)lines, 0, M * lines_size * sizeof(R));
       for (int64_t b = 0; b < blocks; b++) {
         for (int m = 0; m < M; m++) {
           const bool exists = u + m < last;
           const int64_t at = m * slots;
           from[m] = exists ? read(in, this->x, u + m, b, stage_in + at) : zeros;
           grad[m] = exists ? read(result, this->gy, u + m, b, stage_grad + at) : zeros;
-          to[m] = !this->out ? nullptr
-                  : exists   ? target(in, this->out, u + m, b, stage_out + at)
-                             : stage_out + at;
+          to[m] = this->out ? stage_out + at : nullptr;
+          if constexpr (!SUMS)
+            if (this->out && exists) to[m] = target(in, this->out, u + m, b, to[m]);
         }
-        backward_units<NV, M, SMOOTH, FULL>(from, grad, to, this->parameters(b), int(job.log2_block), dT + b * NV,
-                                            dV ? dV + b * NV : nullptr, streams);
+        backward_units<NV, M, SMOOTH, FULL>(from, grad, to, this->parameters(b), int(job.log2_block),
+                                            dT + this->set(b) * NV, dV ? dV + this->set(b) * NV : nullptr, streams);
         for (int m = 0; this->out && m < M && u + m < last; m++)
-          write(in, this->out, u + m, b, stage_out + m * slots);
+          if constexpr (SUMS) add(in, b, stage_out + m * slots, lines + m * lines_size);
+          else write(in, this->out, u + m, b, stage_out + m * slots);
       }
-      if ((pending += M) >= FLUSH || u + M >= last) {
-        flush(dT, sums, (dV ? 2 : 1) * blocks * slots);
+      for (int m = 0; SUMS && this->out && m < M && u + m < last; m++)
+        write_lines(in, this->out, u + m, lines + m * lines_size);
+      if ((pending += M) >= this->flush_after() || u + M >= last) {
+        flush(dT, sums, (dV ? 2 : 1) * sets * slots);
         pending = 0;
       }
     }
@@ -498,49 +583,52 @@ template <class R, class S> struct PointsLayer : Layer<R, S> {
 
   template <int H, bool SMOOTH> void backward_tiles(int64_t first, int64_t last, double* sums) const {
     const int64_t tiles = this->paired() ? 2 : 2 * job.blocks_in + job.blocks_out;
-    scratch.reserve(Scratch::bytes<V>(tiles * vectors) + Scratch::bytes<S>(slots) +
-                    Scratch::bytes<V>(2 * blocks * vectors));
+    const int64_t sets = this->sets;
+    scratch.reserve(Scratch::bytes<V>(tiles * vectors) + Scratch::bytes<R>(slots) + Scratch::bytes<R>(lines_size(in)) +
+                    Scratch::bytes<V>(2 * sets * vectors));
     V *sources = scratch.take<V>(tiles * vectors), *gradients = sources + job.blocks_in * vectors,
       *targets = gradients + job.blocks_in * vectors;
-    S* stage = scratch.take<S>(slots);
-    V *dT = scratch.take<V>(2 * blocks * vectors), *dV = this->has_weight ? dT + blocks * vectors : nullptr;
-    memset((void*)dT, 0, 2 * blocks * vectors * sizeof(V));
+    R *stage = scratch.take<R>(slots), *lines = scratch.take<R>(lines_size(in));
+    V *dT = scratch.take<V>(2 * sets * vectors), *dV = this->has_weight ? dT + sets * vectors : nullptr;
+    memset((void*)dT, 0, 2 * sets * vectors * sizeof(V));
     for (int64_t u = first; u < last; u++) {
       if (this->paired()) {
         V *source = sources, *target = sources + vectors;
+        begin_unit(in, lines);
         for (int64_t b = 0; b < blocks; b++) {
-          spectrum(read(in, this->x, u, b, stage), source);
-          spectrum(read(result, this->gy, u, b, stage), target);
-          high_backward<H, SMOOTH>(source, target, this->parameters(b), dT + b * vectors,
-                                   dV ? dV + b * vectors : nullptr);
-          if (this->out) store_block(in, this->out, u, b, source, stage);
+          spectrum(read(in, this->x, u, b, (S*)stage), source);
+          spectrum(read(result, this->gy, u, b, (S*)stage), target);
+          high_backward<H, SMOOTH>(source, target, this->parameters(b), dT + this->set(b) * vectors,
+                                   dV ? dV + this->set(b) * vectors : nullptr);
+          if (this->out) store_block(in, this->out, u, b, source, stage, lines);
         }
+        if (this->out) end_unit(in, this->out, u, lines);
       } else {
         for (int64_t b = 0; b < job.blocks_in; b++) {
-          spectrum(read(in, this->x, u, b, stage), sources + b * vectors);
+          spectrum(read(in, this->x, u, b, (S*)stage), sources + b * vectors);
           high_alone<H>(sources + b * vectors);
         }
         for (int64_t b = 0; b < job.blocks_out; b++) {
-          spectrum(read(result, this->gy, u, b, stage), targets + b * vectors);
+          spectrum(read(result, this->gy, u, b, (S*)stage), targets + b * vectors);
           high_alone<H>(targets + b * vectors);
         }
         memset((void*)gradients, 0, job.blocks_in * vectors * sizeof(V));
         for (int64_t b = 0; b < blocks; b++) {
           const Parameters<R> w = this->parameters(b);
-          const int64_t i = b % job.blocks_in * vectors, o = b % job.blocks_out * vectors;
+          const int64_t i = b % job.blocks_in * vectors, o = b % job.blocks_out * vectors, at = this->set(b) * vectors;
           for (int v = 0; v < vectors; v++) {
             const V z = sources[i + v] * load(w.W + v * L);
-            const V dz = gradient<SMOOTH>(z, targets[o + v], w, v, dT[b * vectors + v]);
-            if (dV) dV[b * vectors + v] += dz * sources[i + v];
+            const V dz = gradient<SMOOTH>(z, targets[o + v], w, v, dT[at + v]);
+            if (dV) dV[at + v] += dz * sources[i + v];
             gradients[i + v] += dz * load(w.U + v * L);
           }
         }
         for (int64_t b = 0; this->out && b < job.blocks_in; b++) {
           high_alone<H>(gradients + b * vectors);
-          store_block(in, this->out, u, b, gradients + b * vectors, stage);
+          store_block(in, this->out, u, b, gradients + b * vectors, stage, lines);
         }
       }
-      if ((u + 1 - first) % FLUSH == 0 || u + 1 == last) flush(dT, sums, (dV ? 2 : 1) * blocks * slots);
+      if ((u + 1 - first) % this->flush_after() == 0 || u + 1 == last) flush(dT, sums, (dV ? 2 : 1) * sets * slots);
     }
   }
 
