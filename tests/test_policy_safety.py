@@ -162,6 +162,14 @@ def scripted():
     return torch.jit.script(Net())
 
 
+class FSDPModule(nn.Module):
+    """As PyTorch mixes it into what it shards."""
+
+
+class FSDPNet(FSDPModule, Net):
+    pass
+
+
 def wrapped(wrapper):
     return lambda: wrapper(Net())
 
@@ -200,6 +208,7 @@ def locked():
         (scripted, ["RecursiveScriptModule", "before it is scripted"]),
         (wrapped(nn.DataParallel), ["DataParallel", r"to its \.module"]),
         (wrapped(torch.compile), ["OptimizedModule", r"_orig_mod"]),
+        (FSDPNet, ["FSDPNet", "before fully_shard"]),
         (quantized, [r"first \(Conv2d\) is quantized", "before"]),
         (prepared, [r"first \(Conv2d\) is quantized", "before"]),
         (lazy, [r"second \(LazyConv2d\) has no parameters yet", "run the model once"]),

@@ -18,6 +18,7 @@ _WRAPPERS = {
     "DataParallel": "apply the policy to its .module, before it is wrapped",
     "DistributedDataParallel": "apply the policy to its .module, before it is wrapped",
     "FullyShardedDataParallel": "apply the policy to its .module, before it is wrapped",
+    "FSDPModule": "apply the policy before fully_shard",
     "OptimizedModule": "apply the policy to its ._orig_mod, before torch.compile",
     "ScriptModule": "apply the policy to the Python module, before it is scripted or traced",
 }
