@@ -9,7 +9,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help reproduce-table verify report sync test test-fast lint lock clean
+.PHONY: help reproduce-table verify report sync test test-fast lint types lock clean
 
 help: ## list targets and tables
 	@echo "Targets:"
@@ -40,6 +40,9 @@ test-fast: $(READY) ## run the tests but for the slow ones
 lint: $(READY) ## check format and style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(READY) ## check the types of the modules that pyproject.toml lists
+	$(BIN)/mypy
 
 lock: $(READY) ## pin today's newest versions in requirements.lock
 	$(BIN)/pip install -q uv
