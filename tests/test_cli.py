@@ -361,7 +361,7 @@ def test_reproduce_counts_without_training(reproduce, tmp_path):
         (["--recipe", "soup"], "soup"),
         (["--jobs", "0"], "from 1"),
         (["--seconds", "nan"], "no number of seconds"),
-        (["--seeds", "-1"], "seed=-1"),
+        (["--seeds", "-1"], "no list of whole numbers"),
     ],
 )
 def test_reproduce_says_what_it_cannot_do(reproduce, capsys, arguments, words):
