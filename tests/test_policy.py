@@ -304,7 +304,7 @@ class Grouped(nn.Module):
         (lambda: build_backbone("resnet20"), {"name": None, "rules": []}, ["policy.name=None", "word"]),
         (lambda: build_backbone("resnet20"), {"name": "../x", "rules": []}, ["policy.name='../x'", "folder"]),
         (lambda: build_backbone("resnet20"), {"name": "x//y", "rules": []}, ["policy.name='x//y'", "folder"]),
-        (lambda: build_backbone("resnet20"), "no_such_policy", ["no_such_policy", "paper"]),
+        (lambda: build_backbone("resnet20"), "no_such_policy", ["no_such_policy", "there are conv1x1"]),
         (lambda: nn.Linear(4, 4), "paper", ["can't run"]),
     ],
 )
