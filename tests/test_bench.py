@@ -9,11 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from whtnet.bench import LAYER_TESTS, MEMORY, BenchError, NetworkSpec, compare, measure, peak_memory
-from whtnet.bench.contenders import Copy, inference_call, layer_call, training_call
+from whtnet.bench import LAYERS, MEMORY, BenchError, NetworkSpec, Site, compare, measure, peak_memory
+from whtnet.bench.contenders import inference_call, layer_call, training_call
+from whtnet.bench.measure import time_layers, time_networks
+from whtnet.bench.timing import Timing
 from whtnet.kernels import BACKENDS
-from whtnet.tables import load_spec, speed_tables
+from whtnet.tables import load_spec, speed_tables, to_csv
 from whtnet.tables.figures import draw_growth, draw_ratios
+from whtnet.tables.measure import TESTS, contender, site_of
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -27,11 +30,12 @@ def test_compare_takes_turns_and_orders_percentiles():
             "fast": lambda: (order.append("f"), time.sleep(0.001)),
         },
         seconds=0.05,
+        calls=20,
     )
     assert list(timings) == ["slow", "fast"]
     for timing in timings.values():
         assert timing.low <= timing.median <= timing.high
-        assert timing.calls >= 3
+        assert timing.calls >= 20
     assert 0.004 <= timings["slow"].median < 0.1
     assert timings["fast"].median < timings["slow"].median
     turns = "".join(order)
@@ -46,48 +50,84 @@ def test_peak_memory():
     assert peak_memory(lambda: before.sum()) < 10e6
 
 
+def test_ratios_are_those_of_the_turns():
+    fast, slow = (Timing(0, 0, 0, 3, turns) for turns in ((1.0, 2.0, 4.0), (10.0, 30.0, 80.0)))
+    assert fast.times_as_fast(slow) == (15, 12.5, 17.5)
+    assert slow.times_as_fast(fast).median == pytest.approx(1 / 15)
+
+
 def test_squeeze_excite_equals_its_definition():
-    layer, x = LAYER_TESTS["2d"].layers["squeeze_excite"](), torch.randn(2, 1024, 3, 5)
+    layer, x = LAYERS["squeeze_excite"](Site(2, 1024, 5)), torch.randn(2, 1024, 5, 5)
     pooled, (reduce, expand) = x.flatten(2).mean(2), (layer.fc1, layer.fc2)
     hidden = (pooled @ reduce.weight.flatten(1).T + reduce.bias).clamp(min=0)
     scale = ((hidden @ expand.weight.flatten(1).T + expand.bias + 3) / 6).clamp(0, 1)
     torch.testing.assert_close(layer(x), torch.einsum("nchw,nc->nchw", x, scale))
 
 
-def test_copy_keeps_its_memory():
-    layer, x = Copy(), torch.randn(2, 3)
-    with torch.no_grad():
-        y = layer(x)
-        assert torch.equal(y, x)
-        assert layer(x + 1).data_ptr() == y.data_ptr() != x.data_ptr()
+SPEC = load_spec(ROOT / "experiments", "speed")
+PLACES = [(TESTS[test], [contender(row) for row in SPEC.rows if row["test"] == test]) for test in TESTS]
+PLACES += [(site_of(site), site["layers"]) for site in SPEC.sites]
 
 
-@pytest.mark.parametrize("test", LAYER_TESTS)
-def test_layers_of_a_test_do_the_same_job(test):
-    x = torch.randn(1, *LAYER_TESTS[test].shape[1:])
-    for name, build in LAYER_TESTS[test].layers.items():
+@pytest.mark.parametrize(("site", "names"), PLACES, ids=lambda value: str(value) if isinstance(value, Site) else "")
+def test_layers_of_a_site_do_the_same_job(site, names):
+    x = torch.randn(1, *site.shape[1:])
+    for name in names:
         if not name.endswith("_compiled"):
             with torch.no_grad():
-                assert build()(x).shape == x.shape, name
+                assert LAYERS[name](site)(x).shape == (1, site.out, site.size, site.size), name
 
 
 def test_calls_of_both_modes():
-    _, build = layer_call(LAYER_TESTS["2d"], "fwht2d", "channels_last", "forward", CPU)
+    site = Site(10, 64, 8)
+    _, build = layer_call(site, "fwht2d", "channels_last", "forward", CPU)
     assert build()().is_contiguous(memory_format=torch.channels_last)
-    _, build = layer_call(LAYER_TESTS["2d"], "fwht2d", "NCHW", "training", CPU)
+    _, build = layer_call(site, "fwht2d", "NCHW", "training", CPU)
     gradients = build()()
-    assert [tuple(g.shape) for g in gradients] == [(10, 1024, 8, 8), (8, 8), (8, 8)]
+    assert [tuple(g.shape) for g in gradients] == [(10, 64, 8, 8), (8, 8), (8, 8)]
+    _, build = layer_call(Site(2, 24, 4, 144), "bwht1d", "NCHW", "training", CPU)
+    assert [tuple(g.shape) for g in build()()] == [(2, 24, 4, 4), (8,), (8,)]
+
+
+def test_layers_are_compared_with_each_other():
+    timed = time_layers({"images": 2, "channels": 16, "size": 4}, ["conv3x3", "fwht2d", "copy"], "forward", 0.01, CPU)
+    assert list(timed) == ["conv3x3", "fwht2d", "copy"]
+    for name, timing in timed.items():
+        assert timing["calls"] >= 30
+        assert set(timing["times_as_fast"]) == set(timed) - {name}
+        assert json.loads(json.dumps(timing)) == timing
+    assert timed["copy"]["times_as_fast"]["conv3x3"]["median"] > 1
 
 
 def test_networks():
     spec = NetworkSpec({"name": "resnet20"}, "paper")
     model, cost = spec.build(CPU)
     assert cost["parameters"] == 133_082
-    assert inference_call(model, spec.input_size, 2, CPU)().shape == (2, 10)
+    folded = inference_call(model, spec.input_size, 2, CPU)()
+    assert folded.shape == (2, 10)
     before = [p.detach().clone() for p in model.parameters()]
     training_call(model, spec.input_size, 4, CPU)()
     assert all(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True) if a.dim() > 1)
     assert isinstance(model, nn.Module)
+
+
+def test_folded_networks_compute_the_same():
+    model = NetworkSpec({"name": "resnet20"}, "paper").build(CPU)[0].eval()
+    for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
+        nn.init.uniform_(norm.running_var, 0.5, 2)
+        nn.init.normal_(norm.running_mean)
+    torch.manual_seed(3)
+    got = inference_call(model, (3, 32, 32), 2, CPU)()
+    torch.manual_seed(3)
+    torch.testing.assert_close(got, model(torch.randn(2, 3, 32, 32)), atol=1e-4, rtol=1e-4)
+
+
+def test_networks_are_compared_with_the_unreplaced_one():
+    networks = [{"backbone": {"name": "resnet20"}, "policy": policy} for policy in ("none", "paper")]
+    timed = time_networks(networks, "inference", 1, 0.01, CPU)
+    assert [cost["parameters"] for cost in timed["costs"]] == [273_066, 133_082]
+    assert timed["timings"][0]["times_as_fast"] == {"median": 1, "low": 1, "high": 1}
+    assert timed["timings"][1]["times_as_fast"]["median"] > 0
 
 
 @pytest.mark.slow
@@ -102,14 +142,28 @@ def test_measuring_in_a_fresh_process():
 
 @pytest.fixture
 def measured():
-    timing = {"low": 1.0, "high": 1.0, "calls": 9, "memory_format": "NCHW"}
-    base = {"2d": 3.0, "1d": 5.0}
-    modes = {
-        test: {
-            mode: {n: {**timing, "median": base[test] / (i + 1)} for i, n in enumerate(LAYER_TESTS[test].layers)}
-            for mode in ("forward", "training")
+    """Every contender takes half a second, a third, … of its base's time, in every turn."""
+
+    def timing(names, base):
+        seconds = {name: base / (i + 1) for i, name in enumerate(names)}
+        return {
+            name: {
+                **dict.fromkeys(("median", "low", "high"), mine),
+                "calls": 9,
+                "memory_format": "NCHW",
+                "times_as_fast": {
+                    other: dict.fromkeys(("median", "low", "high"), theirs / mine)
+                    for other, theirs in seconds.items()
+                    if other != name
+                },
+            }
+            for name, mine in seconds.items()
         }
-        for test in LAYER_TESTS
+
+    names = {test: [contender(row) for row in SPEC.rows if row["test"] == test] for test in TESTS}
+    modes = {
+        test: {mode: timing(names[test], base) for mode in ("forward", "training")}
+        for test, base in (("2d", 3.0), ("1d", 5.0))
     }
     networks = [
         {
@@ -117,14 +171,24 @@ def measured():
             "backbone": {"name": "resnet20"},
             "policy": policy,
             "cost": {"parameters": 1000, "macs": 2e6},
-            **{key: {"median": 1 / (i + 1)} for key in ("inference_1", "inference_128", "training")},
+            **{
+                key: {"median": 1 / speed, "times_as_fast": {"median": speed, "low": speed, "high": speed}}
+                for key in ("inference_1", "inference_128", "training")
+            },
             "training_bytes": 7e6,
         }
-        for i, policy in enumerate(("none", "paper"))
+        for policy, speed in (("none", 1.0), ("paper", 2.0))
     ]
     return {
         "layers": dict.fromkeys(MEMORY, modes),
-        "layer_memory": {t: {n: 8e6 / (i + 1) for i, n in enumerate(LAYER_TESTS[t].layers)} for t in LAYER_TESTS},
+        "layer_memory": {test: {name: 8e6 / (i + 1) for i, name in enumerate(names[test])} for test in TESTS},
+        "sites": {
+            site["id"]: {
+                "forward": timing(site["layers"][::-1], 1.0),  # ours is the fastest
+                "training": timing(site["layers"], 1.0),  # and here the slowest
+            }
+            for site in SPEC.sites
+        },
         "sizes": {name: {"2": 1e-9, "16": 4e-9} for name in ("bwht1d", "conv1x1", "copy")},
         "networks": networks,
         "conditions": {"backend": "cpu", "variables": {}},
@@ -132,21 +196,27 @@ def measured():
 
 
 def test_the_table_compares_with_the_convolution(measured):
-    layers, kept, networks = speed_tables(load_spec(ROOT / "experiments", "speed"), measured, "a machine")
-    rows = {row[1]: dict(zip(layers.headings, row, strict=True)) for row in layers.texts if row[0].startswith("2-D")}
+    layers, fresh, pays, networks = speed_tables(SPEC, measured, "a machine")
+    rows = {row[1]: dict(zip(layers.headings, row, strict=True)) for row in layers.texts if row[0] == "10×1024×8×8"}
     ours = rows["2D-FWHT"]
-    assert (ours["forward (ms)"], ours["× forward"], ours["× both"]) == ("1000.000", "3.0", "3.0")
-    assert (ours["peak memory (MB)"], ours["memory"]) == ("2.7", "-66.7%")
+    assert (ours["forward (ms)"], ours["× both"]) == ("600.000 (600.000–600.000)", "5.0 (5.0–5.0)")
+    assert (ours["peak memory (MB)"], ours["memory"]) == ("1.6", "-80.0%")
     assert (ours["published ×"], ours["published memory"], ours["source"]) == ("24", "-19.51%", "BWHT, abstract")
-    assert rows["3×3 convolution, bias, ReLU"]["× forward"] == "1.0"
-    assert len(kept.rows) == len(layers.rows)
-    assert [row[4] for row in networks.texts] == ["1.00", "2.00"]
+    assert rows["3×3 convolution, bias, ReLU"]["× forward"] == ""
+    assert len(fresh.rows) == len(layers.rows)
+    assert [row[4] for row in networks.texts] == ["", "2.00 (2.00–2.00)"]
     assert "a machine" in layers.notes[0]
+    head, line = to_csv(layers).splitlines()[:6:5]
+    assert head.startswith("test,layer,format,forward_s_median,forward_s_low,forward_s_high,forward_ratio_median,")
+    assert line.startswith("10×1024×8×8,2D-FWHT,NCHW,0.6,0.6,0.6,5,5,5,")
+    first, second = ([*pays.rows[i].values()][-1] for i in (0, 1))
+    assert first == "3×3 convolution, depthwise 3×3, BSConv, squeeze-and-excite"
+    assert second == "nothing"
 
 
 def test_figures(measured, tmp_path):
     for suffix in (".svg", ".png"):
-        draw_ratios(load_spec(ROOT / "experiments", "speed"), measured, tmp_path / "a" / f"ratios{suffix}")
+        draw_ratios(SPEC, measured, tmp_path / "a" / f"ratios{suffix}")
         draw_growth(measured, tmp_path / "a" / f"growth{suffix}")
     for name in ("ratios", "growth"):
         svg = (tmp_path / "a" / f"{name}.svg").read_bytes()
@@ -158,6 +228,5 @@ def test_figures(measured, tmp_path):
 
 def test_the_committed_measurement_is_whole():
     stored = json.loads((ROOT / "results" / "speed.json").read_text())
-    spec = load_spec(ROOT / "experiments", "speed")
-    assert len(stored["networks"]) == len(spec.networks)
-    assert len(speed_tables(spec, stored, "here")[0].rows) == len(spec.rows)
+    assert len(stored["networks"]) == len(SPEC.networks)
+    assert len(speed_tables(SPEC, stored, "here")[0].rows) == len(SPEC.rows)

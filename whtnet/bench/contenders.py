@@ -1,5 +1,6 @@
 """What is measured: the layers of the paper's speed test, transforms of many sizes, whole networks."""
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
 from torch.nn import functional as F
 from torchvision.ops import SqueezeExcitation
 
@@ -21,19 +23,11 @@ MODES = ("forward", "training")  # training: forward and backward, gradients of 
 
 
 class Copy(nn.Module):
-    """The floor: one read and one write of everything, into memory that is kept."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.result: Tensor | None = None
+    """The floor: one read and one write of everything, into memory from where the others' results have theirs."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape."""
-        if torch.is_grad_enabled():
-            return x.clone()
-        if self.result is None:
-            self.result = torch.empty_like(x)
-        return self.result.copy_(x)
+        return x.clone()
 
 
 class ReferenceFWHT2d(FWHT2d):
@@ -58,56 +52,81 @@ def _compiled(layer: nn.Module) -> nn.Module:
 
 
 @dataclass(frozen=True)
-class LayerTest:
-    """Layers that do the same job on the same input.
+class Site:
+    """Where a layer stands, and what it does there.
 
     Attributes:
-        shape: of the input.
-        layers: builders by name; the first is the convolution that the others are compared with.
+        images: in a batch.
+        channels: of the input.
+        size: height and width of a map, in pixels.
+        out_channels: of the result; None: as many.
     """
 
-    shape: tuple[int, ...]
-    layers: Mapping[str, Callable[[], nn.Module]]
+    images: int
+    channels: int
+    size: int
+    out_channels: int | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the input."""
+        return self.images, self.channels, self.size, self.size
+
+    @property
+    def out(self) -> int:
+        """Channels of the result."""
+        return self.out_channels or self.channels
 
 
-LAYER_TESTS = {
-    "2d": LayerTest(
-        (10, 1024, 8, 8),
-        {
-            "conv3x3": lambda: nn.Sequential(nn.Conv2d(1024, 1024, 3, padding=1), nn.ReLU()),
-            "squeeze_excite": lambda: SqueezeExcitation(1024, 256, scale_activation=nn.Hardsigmoid),
-            "fwht2d": lambda: FWHT2d(8),
-            "fwht2d_compiled": lambda: _compiled(ReferenceFWHT2d(8)),
-            "fwht2d_reference": lambda: ReferenceFWHT2d(8),
-            "copy": Copy,
-        },
+def _conv1x1(site: Site) -> nn.Module:
+    return nn.Conv2d(site.channels, site.out, 1, bias=False)
+
+
+def _depthwise(site: Site) -> nn.Module:
+    return nn.Conv2d(site.out, site.out, 3, padding=1, groups=site.out, bias=False)
+
+
+def _bwht1d(site: Site, **options: Any) -> nn.Module:
+    block = math.gcd(site.channels, site.out)
+    return BWHT1d(site.channels, site.out, block_size=block & -block, **options)
+
+
+LAYERS: dict[str, Callable[[Site], nn.Module]] = {
+    "conv3x3": lambda site: nn.Conv2d(site.channels, site.out, 3, padding=1, bias=False),
+    # as the paper's speed test has it
+    "conv3x3_relu": lambda site: nn.Sequential(nn.Conv2d(site.channels, site.out, 3, padding=1), nn.ReLU()),
+    "depthwise3x3": _depthwise,
+    "bsconv": lambda site: nn.Sequential(_conv1x1(site), _depthwise(site)),
+    "squeeze_excite": lambda site: SqueezeExcitation(
+        site.channels, max(8, site.channels // 4), scale_activation=nn.Hardsigmoid
     ),
-    "1d": LayerTest(
-        (10, 1024, 32, 32),
-        {
-            "conv1x1": lambda: nn.Conv2d(1024, 1024, 1),
-            "bwht1d": lambda: BWHT1d(1024, 1024),
-            "bwht1d_compiled": lambda: _compiled(ReferenceBWHT1d(1024, 1024)),
-            "bwht1d_reference": lambda: ReferenceBWHT1d(1024, 1024),
-            "copy": Copy,
-        },
-    ),
+    "fwht2d": lambda site: FWHT2d(site.size),
+    "fwht2d_compiled": lambda site: _compiled(ReferenceFWHT2d(site.size)),
+    "fwht2d_reference": lambda site: ReferenceFWHT2d(site.size),
+    "conv1x1": _conv1x1,
+    "bwht1d": _bwht1d,
+    "bwht1d_separate": lambda site: _bwht1d(site, blocks="separate", weight=True),
+    "bwht1d_one_block": lambda site: BWHT1d(site.channels, site.out),
+    "bwht1d_compiled": lambda site: _compiled(ReferenceBWHT1d(site.channels, site.out)),
+    "bwht1d_reference": lambda site: ReferenceBWHT1d(site.channels, site.out),
+    "copy": lambda site: Copy(),
 }
+"""Builders by name. ``bwht1d``: as released, its blocks the largest power of two that divides both sides."""
 
 
 def layer_call(
-    test: LayerTest, name: str, memory_format: str, mode: str, device: torch.device
+    site: Site, name: str, memory_format: str, mode: str, device: torch.device
 ) -> tuple[Tensor, Callable[[], Callable[[], Any]]]:
-    """The input of a layer test, and a function that builds the layer and returns the call to measure."""
+    """The input of a layer, and a function that builds the layer and returns the call to measure."""
     layout = MEMORY_FORMATS[memory_format]
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32  # a GPU's convolutions are made for it
-    x = torch.randn(test.shape, device=device, dtype=dtype).contiguous(memory_format=layout)
+    x = torch.randn(site.shape, device=device, dtype=dtype).contiguous(memory_format=layout)
 
     def build() -> Callable[[], Any]:
-        layer = test.layers[name]().to(device=device, dtype=dtype, memory_format=layout)
+        layer = LAYERS[name](site).to(device=device, dtype=dtype, memory_format=layout)
         if mode == "forward":
             return torch.inference_mode()(lambda: layer(x))
-        gradient = torch.randn_like(x)
+        gradient = torch.randn_like(layer(x))
         leaves = [x.requires_grad_(), *layer.parameters()]
         return lambda: torch.autograd.grad(layer(x), leaves, gradient)
 
@@ -136,14 +155,17 @@ class NetworkSpec:
 
 
 def inference_call(model: nn.Module, input_size: tuple[int, ...], batch: int, device: torch.device) -> Callable:
-    """A call that classifies a batch, in the precision that training chooses on ``device``."""
+    """A call that classifies a batch: batch norm folded into the convolutions in front of it, as for deployment.
+
+    In float32 on a CPU; on a GPU in the precision that training chooses there.
+    """
     x = _images(input_size, batch, device)
+    folded = fuse(model.eval()).to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def call() -> Tensor:
-        model.eval()
-        with _precision(device):
-            return model(x)
+        with mixed_precision(device, None) if device.type == "cpu" else _precision(device):
+            return folded(x)
 
     return call
 

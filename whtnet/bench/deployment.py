@@ -1,13 +1,12 @@
 """Exported networks in their runtimes, and the paper's speed test in TFLite."""
 
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from whtnet.bench.contenders import LAYER_TESTS
+from whtnet.bench.contenders import LAYERS, Site
 from whtnet.bench.timing import compare, peak_memory
 from whtnet.classifier import Classifier
 from whtnet.export import RUNTIMES
@@ -15,7 +14,7 @@ from whtnet.export.products import as_products
 from whtnet.policy import explicit_policy, load_policy
 
 INPUT_SIZE = (3, 32, 32)
-_IMAGES = 10  # of the paper's speed test, one at a time
+_SITE = Site(10, 1024, 8)  # the paper's speed test, one image at a time
 
 
 def export_network(network: dict, runtime: str, path: str, device: torch.device) -> dict[str, Any]:
@@ -43,7 +42,7 @@ def time_exports(
 def _compare(calls: list[Callable], images: torch.Tensor, seconds: float) -> list[dict[str, Any]]:
     with torch.inference_mode():
         timings = compare({i: lambda call=call: call(images) for i, call in enumerate(calls)}, seconds=seconds)
-    return [asdict(timings[i]) for i in range(len(calls))]
+    return [timings[i].to_dict() for i in range(len(calls))]
 
 
 def export_memory(runtime: str, path: str, batch: int, device: torch.device) -> dict[str, Any]:
@@ -57,8 +56,7 @@ def write_tflite_layer(layer: str, path: str, device: torch.device) -> dict[str,
     """Write a TFLite file of one layer of the paper's 2-D speed test: its size in bytes."""
     from whtnet.export.tflite.network import lower
 
-    test = LAYER_TESTS["2d"]
-    written = lower(as_products(torch.nn.Sequential(test.layers[layer]())), test.shape[1:])
+    written = lower(as_products(torch.nn.Sequential(LAYERS[layer](_SITE))), _SITE.shape[1:])
     return {"bytes": Path(path).write_bytes(written)}
 
 
@@ -66,7 +64,7 @@ def time_tflite_layers(paths: list[str], seconds: float, device: torch.device) -
     """TFLite files of layers in turns: the timing of 10 inputs, one at a time, for each file."""
     calls = [_ten_at_a_time(path, torch.get_num_threads()) for path in paths]
     timings = compare(dict(enumerate(calls)), seconds=seconds)
-    return {"timings": [asdict(timings[i]) for i in range(len(paths))]}
+    return {"timings": [timings[i].to_dict() for i in range(len(paths))]}
 
 
 def tflite_layer_memory(path: str, device: torch.device) -> dict[str, Any]:
@@ -75,12 +73,12 @@ def tflite_layer_memory(path: str, device: torch.device) -> dict[str, Any]:
 
 
 def _ten_at_a_time(path: str, threads: int) -> Callable[[], None]:
-    _, channels, height, width = LAYER_TESTS["2d"].shape
+    _, channels, height, width = _SITE.shape
     call = RUNTIMES["tflite"].load(Path(path), threads)
     image = torch.rand(1, channels, height, width).contiguous(memory_format=torch.channels_last)
 
     def run() -> None:
-        for _ in range(_IMAGES):
+        for _ in range(_SITE.images):
             call(image)
 
     return run

@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -17,11 +16,11 @@ from torch import nn
 from torchvision.ops import SqueezeExcitation
 
 from whtnet.bench.contenders import (
-    LAYER_TESTS,
     MEMORY_FORMATS,
     NetworkSpec,
     ReferenceBWHT1d,
     ReferenceFWHT2d,
+    Site,
     inference_call,
     layer_call,
     training_call,
@@ -68,24 +67,38 @@ def measure(task: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def time_layers(test: str, names: list[str], mode: str, seconds: float, device: torch.device) -> dict[str, Any]:
-    """Layers of a test in one process, each in its own best memory format: by name, its timing, its format."""
-    calls = {}
-    for name in names:
-        for layout in MEMORY_FORMATS:
-            calls[name, layout] = layer_call(LAYER_TESTS[test], name, layout, mode, device)[1]()
-    timings = compare(calls, seconds=seconds, device=device)
-    results = {}
-    for name in names:
-        layout = min(MEMORY_FORMATS, key=lambda layout: timings[name, layout].median)
-        results[name] = {**asdict(timings[name, layout]), "memory_format": layout}
-    return results
+def time_layers(
+    site: dict[str, int], names: list[str], mode: str, seconds: float, device: torch.device
+) -> dict[str, Any]:
+    """Layers of a site in one process, each in its own best memory format.
+
+    Returns:
+        By name: median and quartiles of its time, the number of calls, the format, and ``times_as_fast`` as each of the
+        others, median and quartiles.
+    """
+    where = Site(**site)
+    calls = {
+        (name, layout): layer_call(where, name, layout, mode, device)[1]()
+        for name in names
+        for layout in MEMORY_FORMATS
+    }
+    trial = compare(calls, seconds=seconds / 10, calls=3, device=device)
+    best = {name: min(MEMORY_FORMATS, key=lambda layout: trial[name, layout].median) for name in names}
+    timings = compare({name: calls[name, best[name]] for name in names}, seconds=seconds, device=device)
+    return {
+        name: {
+            **timings[name].to_dict(),
+            "memory_format": best[name],
+            "times_as_fast": {o: timings[name].times_as_fast(timings[o])._asdict() for o in names if o != name},
+        }
+        for name in names
+    }
 
 
-def layer_memory(test: str, name: str, memory_format: str, device: torch.device) -> dict[str, Any]:
+def layer_memory(site: dict[str, int], name: str, memory_format: str, device: torch.device) -> dict[str, Any]:
     """Peak memory of building a layer and calling it once, beyond the libraries and the input, in bytes."""
     _first_use(device)
-    _, build = layer_call(LAYER_TESTS[test], name, memory_format, "forward", device)
+    _, build = layer_call(Site(**site), name, memory_format, "forward", device)
     return {"bytes": peak_memory(lambda: build()(), device)}
 
 
@@ -94,11 +107,10 @@ def time_sizes(sizes: list[int], points: int, seconds: float, device: torch.devi
     results: dict[str, Any] = {"bwht1d": {}, "conv1x1": {}, "copy": {}}
     for n in sizes:
         x = torch.randn(1, n, 1, points // n, device=device).contiguous(memory_format=torch.channels_last)
-        y = torch.empty_like(x)
         layer, conv = BWHT1d(n, n).to(device), nn.Conv2d(n, n, 1, bias=False).to(device)
         conv = conv.to(memory_format=torch.channels_last)
         calls = {"bwht1d": lambda m=layer, x=x: m(x), "conv1x1": lambda m=conv, x=x: m(x)}
-        calls["copy"] = lambda x=x, y=y: y.copy_(x)
+        calls["copy"] = x.clone
         with torch.inference_mode():
             for name, timing in compare(calls, seconds=seconds, device=device).items():
                 results[name][str(n)] = timing.median / (points // n)
@@ -106,7 +118,10 @@ def time_sizes(sizes: list[int], points: int, seconds: float, device: torch.devi
 
 
 def time_networks(networks: list[dict], mode: str, batch: int, seconds: float, device: torch.device) -> dict[str, Any]:
-    """Networks in one process: inference or training steps; by position, the timing and the cost."""
+    """Networks in one process: inference or training steps; by position, timing and cost.
+
+    A timing's ``times_as_fast`` compares with the same backbone without a policy, which must be among the networks.
+    """
     make = {"inference": inference_call, "training": training_call}[mode]
     calls, costs = {}, []
     for index, network in enumerate(networks):
@@ -115,7 +130,20 @@ def time_networks(networks: list[dict], mode: str, batch: int, seconds: float, d
         calls[index] = make(model, spec.input_size, batch, device)
         costs.append(cost)
     timings = compare(calls, seconds=seconds, device=device)
-    return {"timings": [asdict(timings[i]) for i in calls], "costs": costs}
+    base = {index: _unreplaced(networks, index) for index in calls}
+    return {
+        "timings": [
+            {**timings[i].to_dict(), "times_as_fast": timings[i].times_as_fast(timings[base[i]])._asdict()}
+            for i in calls
+        ],
+        "costs": costs,
+    }
+
+
+def _unreplaced(networks: list[dict], index: int) -> int:
+    """Where the network stands that this one is without its policy."""
+    wanted = networks[index]["backbone"]
+    return next(i for i, other in enumerate(networks) if other["backbone"] == wanted and other["policy"] == "none")
 
 
 def network_memory(network: dict, batch: int, device: torch.device) -> dict[str, Any]:

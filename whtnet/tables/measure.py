@@ -1,23 +1,28 @@
 """Measuring what the speed table shows, every part in a process of its own."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields
 from typing import Any
 
 import torch
 
-from whtnet.bench import MEMORY, measure
+from whtnet.bench import Site, measure
 from whtnet.tables.spec import TableSpec
 
-TESTS = {"2d": "2-D, 10×1024×8×8", "1d": "1-D, 10×1024×32×32"}
+TESTS = {"2d": Site(10, 1024, 8), "1d": Site(10, 1024, 32)}
+MODES = ("forward", "training")
 SIZES = tuple(2**k for k in range(1, 13))
 BATCHES, TRAINING_BATCH = (1, 128), 128
+KEPT = "kept"
+"""Of :data:`whtnet.bench.MEMORY`: what all contenders of all tables have, but for the one that shows the difference."""
+
 _POINTS = 1 << 20  # numbers that each size is timed on
 
 Step = Callable[[float, str], None]
 
 
 def contender(row: Mapping[str, Any]) -> str:
-    """Name of a row's layer in :mod:`whtnet.bench.contenders`."""
+    """Name of a row's layer in :data:`whtnet.bench.LAYERS`."""
     return row.get("contender", row["id"])
 
 
@@ -31,29 +36,38 @@ def measure_speed(spec: TableSpec, device: torch.device, seconds: float, on_step
         on_step: called with the fraction done and what comes next.
 
     Returns:
-        ``layers``: by memory (:data:`whtnet.bench.MEMORY`), by test, by mode, by name: a timing and the best memory
-        format. ``layer_memory``: by test and name, bytes. ``sizes``: by name, by n, seconds.
-        ``networks``: by row, cost, timings and bytes. ``conditions``: backend and environment variables.
+        ``layers``: by memory (:data:`whtnet.bench.MEMORY`), by test, by mode, by name, what
+        :func:`whtnet.bench.measure.time_layers` gives. ``layer_memory``: by test and name, bytes. ``sites``: by id, by
+        mode, by name. ``sizes``: by name, by n, seconds. ``networks``: by row, cost, timings and bytes.
+        ``conditions``: backend and environment variables.
     """
     names = {test: [contender(row) for row in spec.rows if row["test"] == test] for test in TESTS}
     # A compiler's own memory would be counted, and it takes a minute: compiled layers are timed once.
     plain = {test: [name for name in chosen if not name.endswith("_compiled")] for test, chosen in names.items()}
-    layer_tasks = 2 * len(MEMORY) * len(TESTS) + sum(map(len, plain.values()))
-    meter = _Meter(device, layer_tasks + len(BATCHES) + len(spec.networks) + 3, on_step)
-    layers = {
-        memory: {
-            test: _time_layers(meter, test, (names if memory == "default" else plain)[test], memory, seconds)
-            for test in TESTS
-        }
-        for memory in MEMORY
-    }
+    steps = 4 * len(TESTS) + sum(map(len, plain.values())) + 2 * len(spec.sites) + len(BATCHES) + len(spec.networks) + 3
+    meter = _Meter(device, steps, on_step)
+
+    def timed(site: Site, layers: Sequence[str], memory: str, what: str, time: float) -> dict[str, Any]:
+        task = {"do": "time_layers", "site": asdict(site), "names": layers, "seconds": time, "memory": memory}
+        return {mode: meter(f"{what}, {mode}", mode=mode, **task) for mode in MODES}
+
+    kept = {test: timed(site, names[test], KEPT, test, seconds) for test, site in TESTS.items()}
+    fresh = {test: timed(site, plain[test], "default", test, seconds) for test, site in TESTS.items()}
     return {
-        "layers": layers,
-        "layer_memory": {test: _layer_bytes(meter, test, layers["default"][test], plain[test]) for test in TESTS},
-        "sizes": meter("sizes", do="time_sizes", sizes=SIZES, points=_POINTS, seconds=seconds / 4),
+        "layers": {KEPT: kept, "default": fresh},
+        "layer_memory": {test: _layer_bytes(meter, test, kept[test], plain[test]) for test in TESTS},
+        "sites": {
+            site["id"]: timed(site_of(site), site["layers"], KEPT, site["id"], seconds / 5) for site in spec.sites
+        },
+        "sizes": meter("sizes", do="time_sizes", sizes=SIZES, points=_POINTS, seconds=seconds / 4, memory=KEPT),
         "networks": _measure_networks(meter, spec.networks, seconds),
         "conditions": meter("conditions", do="conditions"),
     }
+
+
+def site_of(entry: Mapping[str, Any]) -> Site:
+    """Of an entry of a specification's ``sites``."""
+    return Site(**{field.name: entry[field.name] for field in fields(Site) if field.name in entry})
 
 
 class _Meter:
@@ -69,15 +83,10 @@ class _Meter:
         return measure({**task, **self._where})
 
 
-def _time_layers(meter: _Meter, test: str, names: Sequence[str], memory: str, seconds: float) -> dict[str, Any]:
-    task = {"do": "time_layers", "test": test, "names": names, "seconds": seconds, "memory": memory}
-    return {mode: meter(f"{test}, {mode}", mode=mode, **task) for mode in ("forward", "training")}
-
-
 def _layer_bytes(meter: _Meter, test: str, timed: Mapping[str, Any], names: Sequence[str]) -> dict[str, int]:
     def peak(name: str) -> int:
         memory_format = timed["forward"][name]["memory_format"]
-        task = {"do": "layer_memory", "test": test, "name": name, "memory_format": memory_format}
+        task = {"do": "layer_memory", "site": asdict(TESTS[test]), "name": name, "memory_format": memory_format}
         return meter(f"{test}, memory of {name}", **task)["bytes"]
 
     return {name: peak(name) for name in names}
@@ -86,8 +95,8 @@ def _layer_bytes(meter: _Meter, test: str, timed: Mapping[str, Any], names: Sequ
 def _measure_networks(meter: _Meter, rows: Sequence[Mapping[str, Any]], seconds: float) -> list[dict[str, Any]]:
     networks = [{key: row[key] for key in ("backbone", "policy")} for row in rows]
     steps = {f"inference_{batch}": {"mode": "inference", "batch": batch, "seconds": seconds} for batch in BATCHES}
-    steps["training"] = {"mode": "training", "batch": TRAINING_BATCH, "seconds": 3 * seconds}
-    task = {"do": "time_networks", "networks": networks, "memory": "kept"}  # kept, as training does
+    steps["training"] = {"mode": "training", "batch": TRAINING_BATCH, "seconds": seconds}
+    task = {"do": "time_networks", "networks": networks, "memory": KEPT}
     timed = {key: meter(f"networks, {key}", **task, **step) for key, step in steps.items()}
     return [
         {

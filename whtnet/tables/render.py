@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from rich.table import Table as RichTable
 
+from whtnet.bench import Quartiles
 from whtnet.tables.table import Cell, Column, Shown, Spread, Table
 
 
@@ -48,7 +49,8 @@ def to_csv(table: Table) -> str:
     """Columns and cells alone, for a program.
 
     Numbers are plain and unscaled; a column of numbers holds nothing else, and is empty where there is none. A mean
-    over seeds takes four columns: NAME_mean, NAME_std (empty for one seed), NAME_n, NAME_seeds.
+    over seeds takes four columns: NAME_mean, NAME_std (empty for one seed), NAME_n, NAME_seeds. A median with quartiles
+    takes three: NAME_median, NAME_low, NAME_high.
     """
     head = [name for column in table.columns for name in _csv_names(column)]
     body = [[value for column in table.columns for value in _csv(column, row.get(column.name))] for row in table.rows]
@@ -94,19 +96,24 @@ def _latex_text(text: str) -> str:
 
 
 def _csv_names(column: Column) -> list[str]:
-    return [f"{column.name}_{part}" for part in ("mean", "std", "n", "seeds")] if column.spreads else [column.name]
+    parts = _SPREAD if column.spreads else _QUARTILES if column.quartiles else ()
+    return [f"{column.name}_{part}" for part in parts] or [column.name]
+
+
+_SPREAD, _QUARTILES = ("mean", "std", "n", "seeds"), ("median", "low", "high")
 
 
 def _csv(column: Column, cell: Cell) -> list[str]:
     value = cell.value if isinstance(cell, Shown) else cell
     if column.form is None:
         return [column.text(cell).replace("`", "")]
+    width = len(_csv_names(column))
     if value is None or isinstance(value, str):
-        return [""] * len(_csv_names(column))
-    if not column.spreads:
-        return [_plain(value)]
+        return [""] * width
+    if isinstance(value, Quartiles):
+        return [_plain(part) for part in value]
     if not isinstance(value, Spread):
-        return [_plain(value), "", "", ""]
+        return [_plain(value)] + [""] * (width - 1)
     deviation = _plain(value.sd) if value.n > 1 else ""
     return [_plain(value.mean), deviation, str(value.n), " ".join(map(str, value.seeds))]
 

@@ -40,6 +40,8 @@ class TableSpec:
         families: backbones for the matrix of a parameter table.
         networks: whole networks of a speed table, or of one of deployment, whose first is the baseline.
         layers: single layers of a table of deployment, whose first is the convolution.
+        sites: of a speed table: where layers compete, each with ``id``, ``of`` (what it is a part of), ``images``,
+            ``channels``, ``size``, ``out_channels`` where they are others, and ``layers``.
         front: ``columns`` and ``rows`` of the first table that the README shows; all of them where left out.
     """
 
@@ -57,6 +59,7 @@ class TableSpec:
     families: tuple[Mapping[str, Any], ...] = ()
     networks: tuple[Mapping[str, Any], ...] = ()
     layers: tuple[Mapping[str, Any], ...] = ()
+    sites: tuple[Mapping[str, Any], ...] = ()
     front: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -83,7 +86,7 @@ def load_spec(folder: Path, name: str) -> TableSpec:
         raise TableError(f"no table {name!r}; {did_you_mean(name, table_names(folder))}")
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
-        names = ("rows", "overrides", "seeds", "counted", "families", "networks", "layers")
+        names = ("rows", "overrides", "seeds", "counted", "families", "networks", "layers", "sites")
         lists = {key: tuple(data[key]) for key in names if key in data}
         return TableSpec(name=name, **{**data, **lists})
     except (yaml.YAMLError, TypeError) as error:

@@ -3,20 +3,21 @@
 from collections.abc import Mapping
 from typing import Any
 
-from whtnet.tables.measure import BATCHES, TESTS, TRAINING_BATCH, contender
+from whtnet.bench import Quartiles, Site
+from whtnet.tables.measure import BATCHES, KEPT, MODES, TESTS, TRAINING_BATCH, contender, site_of
 from whtnet.tables.spec import TableSpec
 from whtnet.tables.table import NOT_AT_HAND, Cell, Column, Table
 
-_MODES = {f"inference, batch {batch}": f"inference_{batch}" for batch in BATCHES} | {"training step": "training"}
+_STEPS = {f"inference, batch {batch}": f"inference_{batch}" for batch in BATCHES} | {"training step": "training"}
 
 _LAYER_COLUMNS = (
     Column("test"),
     Column("layer"),
     Column("format"),
-    Column("forward_s", "forward (ms)", ".3f", 1e3),
-    Column("forward_ratio", "× forward", ".1f"),
-    Column("training_s", "forward + backward (ms)", ".3f", 1e3),
-    Column("training_ratio", "× both", ".1f"),
+    Column("forward_s", "forward (ms)", ".3f", 1e3, quartiles=True),
+    Column("forward_ratio", "× forward", ".1f", quartiles=True),
+    Column("training_s", "forward + backward (ms)", ".3f", 1e3, quartiles=True),
+    Column("training_ratio", "× both", ".1f", quartiles=True),
     Column("peak_bytes", "peak memory (MB)", ".1f", 1e-6),
     Column("memory_change", "memory", "+.1%"),
     Column("published_ratio", "published ×", "g"),
@@ -28,17 +29,21 @@ _TIMES = 7  # the columns of times come first
 
 def speed_tables(spec: TableSpec, measured: Mapping[str, Any], place: str) -> list[Table]:
     """The tables of layers and of networks from what :func:`measure_speed` returned; ``place`` says where that was."""
-    notes = [f"Measured on {place}, backend `{measured['conditions']['backend']}`, default allocator."]
-    rows = _layer_rows(spec, measured, "default")
-    kept = Table(
-        "The same with kept memory",
+    notes = [
+        f"Measured on {place}, backend `{measured['conditions']['backend']}`. Freed memory is kept, for all contenders "
+        "alike (`whtnet.keep_freed_memory()`, as training does)."
+    ]
+    fresh = Table(
+        "The same with fresh memory",
         _LAYER_COLUMNS[:_TIMES],
-        _layer_rows(spec, measured, "kept"),
-        "After `whtnet.keep_freed_memory()`, as in training, the C library keeps freed memory, for all contenders.",
+        _layer_rows(spec, measured, "default"),
+        "As the C library does by itself: large results are made of pages that the system has to find and clear each "
+        "time, for all contenders alike.",
     )
     return [
-        Table(spec.title, _LAYER_COLUMNS, rows, spec.intro, notes),
-        kept,
+        Table(spec.title, _LAYER_COLUMNS, _layer_rows(spec, measured, KEPT), spec.intro, notes),
+        fresh,
+        pays_table(spec, measured),
         _network_table(measured["networks"]),
     ]
 
@@ -59,7 +64,7 @@ def _layer_row(row: Mapping[str, Any], measured: Mapping[str, Any], memory: str,
     missing = NOT_AT_HAND if published else None
     cells: dict[str, Cell] = {
         "id": row["id"],
-        "test": TESTS[test],
+        "test": _shape(TESTS[test]),
         "layer": row["label"],
         "format": modes["forward"][name]["memory_format"],
         "peak_bytes": sizes.get(name),
@@ -68,10 +73,22 @@ def _layer_row(row: Mapping[str, Any], measured: Mapping[str, Any], memory: str,
         "published_memory_change": published.get("memory", missing),
         "source": published.get("source"),
     }
-    for mode in ("forward", "training"):
-        mine, theirs = modes[mode][name]["median"], modes[mode][base]["median"]
-        cells |= {f"{mode}_s": mine, f"{mode}_ratio": theirs / mine}
+    for mode in MODES:
+        cells |= {f"{mode}_s": _time(modes[mode][name]), f"{mode}_ratio": _ratio(modes[mode], name, base)}
     return cells
+
+
+def _shape(site: Site) -> str:
+    return "×".join(map(str, site.shape))
+
+
+def _time(timing: Mapping[str, Any]) -> Quartiles:
+    return Quartiles(timing["median"], timing["low"], timing["high"])
+
+
+def _ratio(timed: Mapping[str, Any], name: str, other: str) -> Quartiles | None:
+    """How many times as fast as the other; None for the other itself."""
+    return None if name == other else Quartiles(**timed[name]["times_as_fast"][other])
 
 
 def _convolution(spec: TableSpec, row: Mapping[str, Any]) -> str:
@@ -80,10 +97,61 @@ def _convolution(spec: TableSpec, row: Mapping[str, Any]) -> str:
 
 
 def speed_ratio(spec: TableSpec, measured: Mapping[str, Any], row_id: str, mode: str = "forward") -> float:
-    """How many times as fast as its test's convolution the layer of a row is, by medians."""
+    """How many times as fast as its test's convolution the layer of a row is, in the median turn."""
     row = next(row for row in spec.rows if row["id"] == row_id)
-    timed = measured["layers"]["default"][row["test"]][mode]
-    return timed[_convolution(spec, row)]["median"] / timed[contender(row)]["median"]
+    timed = measured["layers"][KEPT][row["test"]][mode]
+    return timed[contender(row)]["times_as_fast"][_convolution(spec, row)]["median"]
+
+
+_COMPETITORS = {
+    "conv3x3": "3×3 convolution",
+    "depthwise3x3": "depthwise 3×3",
+    "bsconv": "BSConv",
+    "squeeze_excite": "squeeze-and-excite",
+    "conv1x1": "1×1 convolution",
+}
+
+
+def pays_table(spec: TableSpec, measured: Mapping[str, Any]) -> Table:
+    """When a layer pays: at each site, how many times as fast as each of its competitors it is."""
+    columns = [
+        Column("site"),
+        Column("of"),
+        Column("layer"),
+        Column("what", "passes"),
+        *(Column(name, f"× {label}", ".2f", quartiles=True) for name, label in _COMPETITORS.items()),
+        Column("pays", "pays against"),
+    ]
+    rows = [row for site in spec.sites for row in _site_rows(site, measured["sites"][site["id"]])]
+    return Table(
+        "When a layer pays",
+        columns,
+        rows,
+        "The competitor's time over the layer's, median and quartiles of turns, float32, freed memory kept. A layer "
+        "pays against what it is faster than in more than three quarters of the turns.",
+    )
+
+
+def _site_rows(site: Mapping[str, Any], timed: Mapping[str, Any]) -> list[dict[str, Cell]]:
+    layer = next(name for name in site["layers"] if name not in _COMPETITORS)
+    where = site_of(site)
+    rows: list[dict[str, Cell]] = []
+    for mode, passes in zip(MODES, ("forward", "forward + backward"), strict=True):
+        ratios = {name: _ratio(timed[mode], layer, name) for name in site["layers"] if name in _COMPETITORS}
+        won = [_COMPETITORS[name] for name, ratio in ratios.items() if ratio and ratio.low > 1]
+        to = f" → {where.out}" if where.out_channels else ""
+        rows.append(
+            {
+                "id": f"{site['id']}_{mode}",
+                "site": f"{where.images}×{where.channels}{to}×{where.size}×{where.size}",
+                "of": site["of"],
+                "layer": {"fwht2d": "2D-FWHT", "bwht1d": "BWHT"}[layer],
+                "what": passes,
+                **ratios,
+                "pays": ", ".join(won) or "nothing",
+            }
+        )
+    return rows
 
 
 def memory_change(spec: TableSpec, measured: Mapping[str, Any], row_id: str) -> float:
@@ -97,7 +165,7 @@ def layer_ratios(spec: TableSpec, measured: Mapping[str, Any]) -> dict[str, tupl
     """By the label of each layer but the convolutions: how many times as fast as its test's convolution it is.
 
     Returns:
-        Two ratios of medians, of the forward pass and of forward and backward.
+        Two ratios, of the forward pass and of forward and backward.
     """
     return {
         f"{row['label']} ({row['test'].upper()})": (
@@ -120,15 +188,11 @@ def growth(measured: Mapping[str, Any]) -> dict[str, list[tuple[int, float]]]:
 
 def network_ratios(measured: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """By the label of a network with a policy, by mode: the time without the policy over the time with it."""
-    ratios = {}
-    for row in (row for row in measured["networks"] if row["policy"] != "none"):
-        base = _unreplaced(row, measured["networks"])
-        ratios[row["label"]] = {name: base[key]["median"] / row[key]["median"] for name, key in _MODES.items()}
-    return ratios
-
-
-def _unreplaced(row: Mapping[str, Any], networks: list[Mapping[str, Any]]) -> Mapping[str, Any]:
-    return next(other for other in networks if other["backbone"] == row["backbone"] and other["policy"] == "none")
+    return {
+        row["label"]: {name: row[key]["times_as_fast"]["median"] for name, key in _STEPS.items()}
+        for row in measured["networks"]
+        if row["policy"] != "none"
+    }
 
 
 _NETWORK_COLUMNS = (
@@ -140,11 +204,11 @@ _NETWORK_COLUMNS = (
         for batch in BATCHES
         for column in (
             Column(f"inference_{batch}_s", f"inference, batch {batch} (ms)", ".2f", 1e3),
-            Column(f"inference_{batch}_ratio", f"× batch {batch}", ".2f"),
+            Column(f"inference_{batch}_ratio", f"× batch {batch}", ".2f", quartiles=True),
         )
     ),
     Column("training_s", f"training step, batch {TRAINING_BATCH} (ms)", ".2f", 1e3),
-    Column("training_ratio", "× training", ".2f"),
+    Column("training_ratio", "× training", ".2f", quartiles=True),
     Column("training_bytes", "training, peak memory (MB)", ",.0f", 1e-6),
 )
 
@@ -152,17 +216,17 @@ _NETWORK_COLUMNS = (
 def _network_table(networks: list[Mapping[str, Any]]) -> Table:
     rows = []
     for row in networks:
-        base = _unreplaced(row, networks)
-        cells = {"network": row["label"], "training_bytes": row["training_bytes"]}
+        cells: dict[str, Cell] = {"network": row["label"], "training_bytes": row["training_bytes"]}
         cells |= {name: row["cost"][name] for name in ("parameters", "macs")}
-        for key in _MODES.values():
-            cells |= {f"{key}_s": row[key]["median"], f"{key}_ratio": base[key]["median"] / row[key]["median"]}
+        for key in _STEPS.values():
+            ratio = None if row["policy"] == "none" else Quartiles(**row[key]["times_as_fast"])
+            cells |= {f"{key}_s": row[key]["median"], f"{key}_ratio": ratio}
         rows.append(cells)
     return Table(
         "Speed of whole networks",
         _NETWORK_COLUMNS,
         rows,
-        "Images of 3×32×32, the MobileNets with a CIFAR stem; precision and memory format as training chooses them, "
-        "freed memory kept. "
-        '"×" is the time of the network without replacements over this one\'s.',
+        "Images of 3×32×32, the MobileNets with a CIFAR stem, channels_last, freed memory kept. Inference: float32, "
+        "batch norm folded into the convolutions in front of it, without a compiler. Training: in the precision that a "
+        'run chooses. "×" is the time of the network without replacements over this one\'s.',
     )

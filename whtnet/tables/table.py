@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from whtnet.bench import Quartiles
+
 NOT_AT_HAND = "not at hand"
 
 
@@ -34,12 +36,12 @@ def spread(values: Sequence[float], seeds: Sequence[int] = ()) -> Spread:
 class Shown(NamedTuple):
     """A number that looks another way than its column's others: a format specification, and a unit behind it."""
 
-    value: float | Spread
+    value: float | Spread | Quartiles
     form: str
     unit: str = ""
 
 
-Cell = float | Spread | Shown | str | None
+Cell = float | Spread | Quartiles | Shown | str | None
 """A number, or a text: in a column of numbers the reason why there is none."""
 
 
@@ -53,6 +55,7 @@ class Column:
         form: format specification of its numbers; None for a column of text, which is left-aligned.
         scale: what its numbers are shown in; 1e-6 shows millions.
         spreads: whether it holds means over seeds, which take several columns for programs.
+        quartiles: whether it holds medians with their quartiles, which do too.
     """
 
     name: str
@@ -60,6 +63,7 @@ class Column:
     form: str | None = None
     scale: float = 1
     spreads: bool = False
+    quartiles: bool = False
 
     def text(self, cell: Cell) -> str:
         """A cell for people."""
@@ -68,6 +72,9 @@ class Column:
         value, form, unit = cell if isinstance(cell, Shown) else (cell, self.form or "", "")
         if isinstance(value, Spread):
             return value.text(form) + unit
+        if isinstance(value, Quartiles):  # as "24.1 (23.5–24.6)"
+            median, low, high = (format(part * self.scale, form) for part in value)
+            return f"{median} ({low}–{high}){unit}"
         return format(value * self.scale if self.scale != 1 else value, form) + unit
 
 
