@@ -1,6 +1,8 @@
 """Measuring: clocks, memory, contenders; and the table and figures that come of it."""
 
+import inspect
 import json
+import sys
 import time
 from pathlib import Path
 from xml.etree import ElementTree
@@ -9,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+import whtnet.tables.measure as tables_measure
 from whtnet.bench import LAYERS, MEMORY, BenchError, NetworkSpec, Site, compare, measure, peak_memory
 from whtnet.bench.contenders import inference_call, layer_call, training_call
 from whtnet.bench.measure import time_layers, time_networks
@@ -16,7 +19,7 @@ from whtnet.bench.timing import Timing
 from whtnet.kernels import BACKENDS
 from whtnet.tables import load_spec, speed_tables, to_csv
 from whtnet.tables.figures import draw_growth, draw_ratios
-from whtnet.tables.measure import TESTS, contender, site_of
+from whtnet.tables.measure import TESTS, contender, measure_speed, site_of
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -140,6 +143,41 @@ def test_measuring_in_a_fresh_process():
         measure({"do": "nothing"})
 
 
+def pretend(task, *, pinned=False):
+    """What a task gives, without the time that it takes; its arguments must be those of its function."""
+    task = dict(task)
+    function = getattr(sys.modules["whtnet.bench.measure"], task.pop("do"))  # the package has a function of that name
+    task.pop("threads", None)
+    memory = task.pop("memory", "default")
+    inspect.signature(function).bind(**{**task, "device": CPU})
+    assert memory in MEMORY
+    quartiles = dict.fromkeys(("median", "low", "high"), 1.0)
+    timing = {**quartiles, "calls": 30, "memory_format": "NCHW"}
+    match function.__name__:
+        case "time_layers":
+            others = {name: quartiles for name in task["names"]}
+            return {name: {**timing, "times_as_fast": others} for name in task["names"]}
+        case "time_networks":
+            count = len(task["networks"])
+            return {"timings": [{**timing, "times_as_fast": quartiles}] * count, "costs": [{}] * count}
+        case "time_sizes":
+            return {"bwht1d": {}, "conv1x1": {}, "copy": {}}
+        case "conditions":
+            assert not pinned
+            return {"backend": "cpu", "variables": {}, "load": 0.0}
+    return {"bytes": 1}
+
+
+def test_every_task_of_the_table_is_one(monkeypatch):
+    steps = []
+    monkeypatch.setattr(tables_measure, "measure", pretend)
+    stored = measure_speed(SPEC, CPU, 0.01, lambda fraction, what: steps.append(fraction))
+    assert set(stored["sites"]) == {site["id"] for site in SPEC.sites}
+    assert len(stored["networks"]) == len(SPEC.networks)
+    assert stored["layers"]["kept"]["2d"]["training"].keys() > stored["layers"]["default"]["2d"]["training"].keys()
+    assert steps[-1] < 1 <= steps[-1] + 1.01 * (steps[-1] - steps[-2])
+
+
 @pytest.fixture
 def measured():
     """Every contender takes half a second, a third, … of its base's time, in every turn."""
@@ -191,7 +229,7 @@ def measured():
         },
         "sizes": {name: {"2": 1e-9, "16": 4e-9} for name in ("bwht1d", "conv1x1", "copy")},
         "networks": networks,
-        "conditions": {"backend": "cpu", "variables": {}},
+        "conditions": {"backend": "cpu", "variables": {}, "load": 0.25},
     }
 
 
@@ -205,7 +243,7 @@ def test_the_table_compares_with_the_convolution(measured):
     assert rows["3×3 convolution, bias, ReLU"]["× forward"] == ""
     assert len(fresh.rows) == len(layers.rows)
     assert [row[4] for row in networks.texts] == ["", "2.00 (2.00–2.00)"]
-    assert "a machine" in layers.notes[0]
+    assert "a machine, each bound to a processor, backend `cpu`, load average before 0.2." in layers.notes[0]
     head, line = to_csv(layers).splitlines()[:6:5]
     assert head.startswith("test,layer,format,forward_s_median,forward_s_low,forward_s_high,forward_ratio_median,")
     assert line.startswith("10×1024×8×8,2D-FWHT,NCHW,0.6,0.6,0.6,5,5,5,")

@@ -46,22 +46,27 @@ MEMORY = {
 """Where the memory of results on the CPU comes from; see :mod:`whtnet.memory`."""
 
 
+_PINNED = {"OMP_PROC_BIND": "spread", "OMP_PLACES": "threads"}
+
+
 class BenchError(UserError, RuntimeError):
     """A measurement that failed in its process."""
 
 
-def measure(task: Mapping[str, Any]) -> dict[str, Any]:
+def measure(task: Mapping[str, Any], *, pinned: bool = False) -> dict[str, Any]:
     """Run a task in a fresh process.
 
     Args:
         task: ``do``: the name of a function of this module; ``threads`` and ``device``: where it runs; ``memory``:
             one of :data:`MEMORY`; the other entries are its arguments.
+        pinned: bind each of OpenMP's threads to a processor, where PyTorch's own threads are the only ones.
 
     Raises:
         BenchError: with the end of what the process printed, if it failed.
     """
     command = [sys.executable, "-m", "whtnet.bench", json.dumps(task)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = os.environ | (_PINNED if pinned else {})
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode != 0:
         raise BenchError(f"measuring {dict(task)} failed: {done.stderr.strip()[-1000:]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -167,7 +172,8 @@ def conditions(device: torch.device) -> dict[str, Any]:
     """What the figures depend on beside the machine."""
     prefixes = ("OMP_", "GOMP_", "KMP_BLOCKTIME", "KMP_AFFINITY", "MALLOC_")  # scikit-learn sets other KMP_ variables
     variables = {k: v for k, v in os.environ.items() if k.startswith(prefixes)}
-    return {"backend": backend_for(torch.ones(1, 1, 2, 2, device=device)), "variables": variables}
+    backend = backend_for(torch.ones(1, 1, 2, 2, device=device))
+    return {"backend": backend, "variables": variables, "load": os.getloadavg()[0]}
 
 
 _TASKS = (

@@ -41,10 +41,12 @@ def measure_speed(spec: TableSpec, device: torch.device, seconds: float, on_step
         mode, by name. ``sizes``: by name, by n, seconds. ``networks``: by row, cost, timings and bytes.
         ``conditions``: backend and environment variables.
     """
+    # Other work on the machine is seen before there is any of ours.
+    conditions = measure({"do": "conditions", "device": str(device)})
     names = {test: [contender(row) for row in spec.rows if row["test"] == test] for test in TESTS}
     # A compiler's own memory would be counted, and it takes a minute: compiled layers are timed once.
     plain = {test: [name for name in chosen if not name.endswith("_compiled")] for test, chosen in names.items()}
-    steps = 4 * len(TESTS) + sum(map(len, plain.values())) + 2 * len(spec.sites) + len(BATCHES) + len(spec.networks) + 3
+    steps = 4 * len(TESTS) + sum(map(len, plain.values())) + 2 * len(spec.sites) + len(BATCHES) + len(spec.networks) + 2
     meter = _Meter(device, steps, on_step)
 
     def timed(site: Site, layers: Sequence[str], memory: str, what: str, time: float) -> dict[str, Any]:
@@ -61,7 +63,7 @@ def measure_speed(spec: TableSpec, device: torch.device, seconds: float, on_step
         },
         "sizes": meter("sizes", do="time_sizes", sizes=SIZES, points=_POINTS, seconds=seconds / 4, memory=KEPT),
         "networks": _measure_networks(meter, spec.networks, seconds),
-        "conditions": meter("conditions", do="conditions"),
+        "conditions": conditions,
     }
 
 
@@ -80,7 +82,7 @@ class _Meter:
     def __call__(self, what: str, **task: Any) -> dict[str, Any]:
         self._on_step(self._done / self._total, what)
         self._done += 1
-        return measure({**task, **self._where})
+        return measure({**task, **self._where}, pinned=True)
 
 
 def _layer_bytes(meter: _Meter, test: str, timed: Mapping[str, Any], names: Sequence[str]) -> dict[str, int]:

@@ -30,7 +30,8 @@ _TIMES = 7  # the columns of times come first
 def speed_tables(spec: TableSpec, measured: Mapping[str, Any], place: str) -> list[Table]:
     """The tables of layers and of networks from what :func:`measure_speed` returned; ``place`` says where that was."""
     notes = [
-        f"Measured on {place}, backend `{measured['conditions']['backend']}`. Freed memory is kept, for all contenders "
+        f"Measured on {place}, each bound to a processor, backend `{measured['conditions']['backend']}`, load average "
+        f"before {measured['conditions']['load']:.1f}. Freed memory is kept, for all contenders "
         "alike (`whtnet.keep_freed_memory()`, as training does)."
     ]
     fresh = Table(
