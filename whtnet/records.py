@@ -223,6 +223,9 @@ def environment(device: torch.device | str) -> dict[str, Any]:
     }
 
 
+_MADE = ("results", "README.md", "docs")  # what --update writes: tables of records, and pages that show them
+
+
 def _checkout() -> tuple[str | None, bool | None]:
     def git(*arguments: str) -> str:
         return subprocess.run(
@@ -231,7 +234,7 @@ def _checkout() -> tuple[str | None, bool | None]:
 
     try:
         git("ls-files", "--error-unmatch", Path(__file__).name)  # else: a wheel inside somebody else's checkout
-        dirty = git("status", "--porcelain", "--", ":/", ":(top,exclude)results", ":(top,exclude)README.md")
+        dirty = git("status", "--porcelain", "--", ":/", *(f":(top,exclude){made}" for made in _MADE))
         return git("rev-parse", "HEAD"), bool(dirty)
     except (OSError, subprocess.CalledProcessError):
         return None, None
