@@ -148,7 +148,7 @@ def test_what_goes_wrong_is_told_once(member, monkeypatch, capsys, rank, error, 
     print("Hydra's complaint", file=sys.stderr)
     monkeypatch.setattr("whtnet.cli.Experiment.from_config", fail)
     with pytest.raises(SystemExit) as ended:
-        train(dict.fromkeys(("backbone", "policy", "dataset", "trainer", "seed", "device")))
+        train(compose_config([]))
     assert ended.value.code == 1
     if rank == 0:
         out, err = "output\n" + out, "Hydra's complaint\n" + err

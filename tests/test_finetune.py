@@ -150,7 +150,7 @@ def test_settings_that_cannot_be(tmp_path, finetune, words):
 
 def test_a_start_that_does_not_fit(baseline, tmp_path):
     other = experiment(changes={"backbone": {"name": "resnet32"}}, start=str(baseline))
-    with pytest.raises(ConfigError, match="does not fit this network"):
+    with pytest.raises(ConfigError, match="do not fit this network"):
         run(other, sink=NullSink(), root=tmp_path)
     for count, words in ((3, "has 4 classes, and the data set has 3"), (5, "the data set has 5")):
         data = {**SETTINGS["dataset"], "num_classes": count}
@@ -199,7 +199,7 @@ def test_a_finished_run_is_given_more_epochs(replaced, tmp_path):
         ("paper/resnet", {}, "replaced by the policy 'conv3x3', not as 'paper/resnet'"),
         ("conv3x3", {"stages": 2}, "has all its layers replaced; leave out finetune.stages and finetune.init"),
         ("conv3x3", {"init": "fit"}, "has all its layers replaced; leave out finetune.stages and finetune.init"),
-        ("conv3x3", {"changes": {"backbone": {"name": "resnet32"}}}, "does not fit this network"),
+        ("conv3x3", {"changes": {"backbone": {"name": "resnet32"}}}, "do not fit this network"),
     ],
 )
 def test_a_start_with_layers_that_do_not_go_on(replaced, tmp_path, policy, settings, words):

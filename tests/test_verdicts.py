@@ -90,8 +90,8 @@ def test_speed_and_memory(tmp_path, claim, ours, expected):
     (tmp_path / "fast.yaml").write_text(
         "title: S\nkind: speed\nrows: [{id: conv, test: 2d, label: c}, {id: fast, test: 2d, label: f}]"
     )
-    timed = {"conv": {"median": 8.0}, "fast": {"median": 2.0}}
-    measured = {"layers": {"default": {"2d": {"forward": timed}}}, "layer_memory": {"2d": {"conv": 8, "fast": 2}}}
+    timed = {"conv": {}, "fast": {"times_as_fast": {"conv": {"median": 4.0, "low": 3.0, "high": 5.0}}}}
+    measured = {"layers": {"kept": {"2d": {"forward": timed}}}, "layer_memory": {"2d": {"conv": 8, "fast": 2}}}
     write_json(tmp_path / "fast.json", measured)
     row = verdict(tmp_path, f"{claim}, table: fast, control: conv")
     assert (row["ours"].value, row["verdict"]) == (ours, expected)

@@ -100,8 +100,8 @@ def _convolution(spec: TableSpec, row: Mapping[str, Any]) -> str:
 def speed_ratio(spec: TableSpec, measured: Mapping[str, Any], row_id: str, mode: str = "forward") -> float:
     """How many times as fast as its test's convolution the layer of a row is, in the median turn."""
     row = next(row for row in spec.rows if row["id"] == row_id)
-    timed = measured["layers"][KEPT][row["test"]][mode]
-    return timed[contender(row)]["times_as_fast"][_convolution(spec, row)]["median"]
+    ratio = _ratio(measured["layers"][KEPT][row["test"]][mode], contender(row), _convolution(spec, row))
+    return ratio.median if ratio else 1.0
 
 
 _COMPETITORS = {
