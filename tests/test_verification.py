@@ -3,7 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import save_file
-from shipped import compose_config
+from shipped import SHIPPED, compose_config
 from test_tables import COUNTED, SPEC, record, results_of, write_spec
 
 from whtnet import verification
@@ -86,6 +86,10 @@ def test_published_counts_that_were_changed_by_hand(published_counts, tmp_path):
     assert found["mine: right"] == "results/mine.json says other numbers"
 
 
+def test_every_kind_of_table_that_the_project_has():
+    assert failures(check_rows(SHIPPED.specs(), SHIPPED)) == {}
+
+
 @pytest.mark.parametrize(
     ("text", "stored", "lacks", "strays"),
     [
@@ -97,8 +101,14 @@ def test_published_counts_that_were_changed_by_hand(published_counts, tmp_path):
             "a",
             "old",
         ),
+        (
+            "title: D\nkind: deployment\nrows: [{id: x, runtime: b}]\nlayers: [{layer: a}]",
+            {"runtimes": {"b": {}}, "layers": {"old": {}}},
+            "a",
+            "old",
+        ),
     ],
-    ids=["training", "released", "speed"],
+    ids=["training", "released", "speed", "deployment"],
 )
 def test_rows_that_were_renamed(tmp_path, text, stored, lacks, strays):
     spec = write_spec(tmp_path, text)

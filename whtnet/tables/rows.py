@@ -17,6 +17,8 @@ def specified(spec: TableSpec) -> set[str]:
             return _pairs(row["id"] for row in spec.rows)
         case "speed":
             return {network["label"] for network in spec.networks}
+        case "deployment":
+            return {row["runtime"] for row in spec.rows} | {layer["layer"] for layer in spec.layers}
         case _:
             return _ids(spec.rows)
 
@@ -32,6 +34,8 @@ def measured(spec: TableSpec, stored: Mapping[str, Any]) -> set[str]:
             return {_pair(entry["backbone"], entry["policy"]) for entry in stored["pairs"]}
         case "speed":
             return {network["label"] for network in stored["networks"]}
+        case "deployment":
+            return {*stored["runtimes"], *stored["layers"]}
         case _:
             return _ids(stored["rows"])
 
