@@ -1,6 +1,5 @@
 """What is measured: the layers of the paper's speed test, transforms of many sizes, whole networks."""
 
-import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from whtnet.engine import TrainConfig, mixed_precision
 from whtnet.kernels import reference
 from whtnet.layers import BWHT1d, FWHT2d
 from whtnet.policy import apply_policy_, load_policy
+from whtnet.policy.builders import BLOCK_SIZES
 
 MEMORY_FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 MODES = ("forward", "training")  # training: forward and backward, gradients of the input and of all parameters
@@ -87,8 +87,7 @@ def _depthwise(site: Site) -> nn.Module:
 
 
 def _bwht1d(site: Site, **options: Any) -> nn.Module:
-    block = math.gcd(site.channels, site.out)
-    return BWHT1d(site.channels, site.out, block_size=block & -block, **options)
+    return BWHT1d(site.channels, site.out, block_size=BLOCK_SIZES["common"](site.channels, site.out), **options)
 
 
 LAYERS: dict[str, Callable[[Site], nn.Module]] = {

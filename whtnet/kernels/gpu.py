@@ -34,9 +34,8 @@ _STEPS = 64  # tiles that such a program adds up at most
 
 def supports(x: Tensor, parameters: Iterable[Tensor | None], points: int) -> bool:
     """Whether the kernels take this input, these parameters and transforms of so many points."""
-    return (
-        takes(x, parameters, points, _DTYPES) and math.prod(x.shape[1:]) < 1 << 30
-    )  # offsets in an image have 32 bits
+    # Offsets in an image have 32 bits.
+    return takes(x, parameters, points, _DTYPES) and math.prod(x.shape[1:]) < 1 << 30
 
 
 def available() -> bool:

@@ -101,7 +101,7 @@ class _LayerFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, layer: Any, x: Tensor, threshold: Tensor, weight: Tensor | None, *others: Any) -> Tensor:
         ctx.save_for_backward(x, threshold, weight)
-        ctx.others, ctx.direct = others, layer in (cpu.fwht2d, cpu.bwht1d)
+        ctx.others, ctx.layer = others, layer
         return layer(x, threshold, weight, *others)
 
     @classmethod
@@ -110,7 +110,7 @@ class _LayerFunction(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True: the reference is differentiable any number of times
             gx, gt, gv = _reference_gradient(lambda *inputs: cls.reference(*inputs, *ctx.others), inputs, grad)
         else:
-            direct = ctx.direct and is_direct(*inputs, grad)
+            direct = ctx.layer is cls.kernel and is_direct(*inputs, grad)
             gradient = cls.kernel_gradient if direct else cls.operator_gradient
             gx, gt, gv = gradient(grad, wanted, *inputs, *ctx.others)
         return None, gx if wanted else None, gt, None if inputs[2] is None else gv, *(None,) * len(ctx.others)
