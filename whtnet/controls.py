@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from whtnet.layers import fx_leaf
+from whtnet.layers import channels_first, check_channel_layer, check_sizes, fx_leaf
 
 
 class CropOrTile(nn.Module):
@@ -43,12 +43,9 @@ class CropOrTile(nn.Module):
         channel_dim: int = 1,
     ) -> None:
         super().__init__()
-        sizes = {"in_channels": in_channels, "out_channels": out_channels, "stride": stride}
-        for name, value in {**sizes, "block_size": block_size}.items():
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if channel_dim not in (1, -1):
-            raise ValueError(f"channel_dim must be 1 or -1, got {channel_dim}")
+        check_channel_layer(in_channels, out_channels, stride, channel_dim)
+        if block_size is not None:
+            check_sizes(block_size=block_size)
         if block_size is not None and in_channels < out_channels and math.gcd(in_channels, out_channels) % block_size:
             raise ValueError(f"block_size={block_size} does not divide {in_channels} and {out_channels} channels")
         self.in_channels, self.out_channels, self.stride = in_channels, out_channels, stride
@@ -57,9 +54,7 @@ class CropOrTile(nn.Module):
     @fx_leaf
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C_in, *spatial)`` → ``(N, C_out, *ceil(spatial / stride))``."""
-        if x.dim() < 2 or x.shape[self.channel_dim] != self.in_channels:
-            raise ValueError(f"CropOrTile takes {self.in_channels} channels, got a tensor of shape {tuple(x.shape)}")
-        x = x.movedim(self.channel_dim, 1)
+        x = channels_first(self, x)
         y = self._resized(x[(..., *(slice(None, None, self.stride),) * (x.dim() - 2))])
         return y.movedim(1, self.channel_dim)
 

@@ -184,13 +184,9 @@ class BWHT1d(SpectralLayer):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(threshold, clamp, keep_dc, norm, initial_threshold)
-        for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("stride", stride)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_channel_layer(in_channels, out_channels, stride, channel_dim)
         if block_size is not None and not is_power_of_two(block_size):
             raise ValueError(f"block_size must be a power of two, or None for one block; got {block_size}")
-        if channel_dim not in (1, -1):
-            raise ValueError(f"channel_dim must be 1 or -1, got {channel_dim}")
         if blocks not in BLOCKS:
             raise ValueError(f"unknown blocks {blocks!r}; choose one of {', '.join(BLOCKS)}")
         wide = max(in_channels, out_channels)
@@ -218,7 +214,7 @@ class BWHT1d(SpectralLayer):
     @fx_leaf
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C_in, *spatial)`` → ``(N, C_out, *ceil(spatial / stride))``."""
-        x = self._channels_first(x)
+        x = channels_first(self, x)
         threshold, weight = self._own("threshold"), self._own("weight")
         y = kernels.bwht1d(x, threshold, weight, self.out_channels, self.stride, self.options)
         if self.interleave:
@@ -227,22 +223,10 @@ class BWHT1d(SpectralLayer):
 
     def coefficients(self, x: Tensor) -> Tensor:
         """See :func:`whtnet.functional.bwht1d_coefficients` for the shape."""
-        x = self._channels_first(x)
+        x = channels_first(self, x)
         return functional.bwht1d_coefficients(
             x, self.threshold, self.out_channels, self.weight, self.stride, self.options
         )
-
-    def _channels_first(self, x: Tensor) -> Tensor:
-        shape = x.shape
-        if len(shape) < 2 or shape[self.channel_dim] != self.in_channels:
-            expected = (
-                f"N, {self.in_channels}, *spatial" if self.channel_dim == 1 else f"N, *spatial, {self.in_channels}"
-            )
-            raise ValueError(
-                f"BWHT1d takes ({expected}) with in_channels={self.in_channels}, got a tensor of shape {tuple(shape)}"
-            )
-        # A map with its channels last becomes one in channels_last: no copy.
-        return x.movedim(-1, 1) if self.channel_dim == -1 else x
 
     def wht_additions(self, input_shape: tuple[int, ...]) -> int:
         """Additions of the block transforms of every pixel's channels, and of the sums of a projection."""
@@ -319,8 +303,7 @@ class FWHT2d(SpectralLayer):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(threshold, clamp, keep_dc, norm, initial_threshold)
-        if stride < 1:
-            raise ValueError(f"stride must be at least 1, got {stride}")
+        check_sizes(stride=stride)
         if residual and stride != 1:
             raise ValueError(f"a residual needs stride=1, got {stride}: the input is larger than the result")
         self.size, self.stride, self.residual = _pair(size), stride, residual
@@ -465,9 +448,7 @@ class HTPerceptron2d(SpectralLayer):
         if initial_weight != UNIFORM and (isinstance(initial_weight, str) or not math.isfinite(initial_weight)):
             raise ValueError(f"initial_weight must be a number or {UNIFORM!r}, got {initial_weight!r}")
         self.initial_weight = initial_weight
-        for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("paths", paths)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_sizes(in_channels=in_channels, out_channels=out_channels, paths=paths)
         self.in_channels, self.out_channels, self.paths = in_channels, out_channels, paths
         self.residual = paths == 1 and in_channels == out_channels if residual is None else residual
         if self.residual and in_channels != out_channels:
@@ -602,6 +583,35 @@ def spectral_parameter_names(model: nn.Module) -> set[str]:
         for name in module.spectral_parameters
         if getattr(module, name, None) is not None
     }
+
+
+def check_sizes(**sizes: int) -> None:
+    """Raise a ValueError that names the first of ``sizes`` below 1."""
+    for name, value in sizes.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def check_channel_layer(in_channels: int, out_channels: int, stride: int, channel_dim: int) -> None:
+    """Raise a ValueError where a layer that acts on every pixel's channels can't have these arguments."""
+    check_sizes(in_channels=in_channels, out_channels=out_channels, stride=stride)
+    if channel_dim not in (1, -1):
+        raise ValueError(f"channel_dim must be 1 or -1, got {channel_dim}")
+
+
+def channels_first(layer: Any, x: Tensor) -> Tensor:
+    """``(N, C_in, *spatial)`` of an input whose channels are where ``layer.channel_dim`` says.
+
+    Raises:
+        ValueError: for an input with other than ``layer.in_channels`` channels.
+    """
+    shape, channels, dim = x.shape, layer.in_channels, layer.channel_dim
+    if len(shape) < 2 or shape[dim] != channels:
+        expected = f"N, {channels}, *spatial" if dim == 1 else f"N, *spatial, {channels}"
+        name = type(layer).__name__
+        raise ValueError(f"{name} takes ({expected}) with in_channels={channels}, got a tensor of shape {tuple(shape)}")
+    # A map with its channels last becomes one in channels_last: no copy.
+    return x.movedim(-1, 1) if dim == -1 else x
 
 
 def _average_pool(x: Tensor, stride: int) -> Tensor:

@@ -1,7 +1,6 @@
 """What is measured: the layers of the paper's speed test, transforms of many sizes, whole networks."""
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,10 +159,11 @@ def inference_call(model: nn.Module, input_size: tuple[int, ...], batch: int, de
     """
     x = _images(input_size, batch, device)
     folded = fuse(model.eval()).to(memory_format=torch.channels_last)
+    dtype = None if device.type == "cpu" else TrainConfig().autocast_dtype(device)
 
     @torch.inference_mode()
     def call() -> Tensor:
-        with mixed_precision(device, None) if device.type == "cpu" else _precision(device):
+        with mixed_precision(device, dtype):
             return folded(x)
 
     return call
@@ -173,11 +173,12 @@ def training_call(model: nn.Module, input_size: tuple[int, ...], batch: int, dev
     """A call that makes one training step: forward, backward, SGD with momentum."""
     x, target = _images(input_size, batch, device), torch.randint(10, (batch,), device=device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    dtype = TrainConfig().autocast_dtype(device)
 
     def call() -> None:
         model.train()
         optimizer.zero_grad()
-        with _precision(device):
+        with mixed_precision(device, dtype):
             loss = F.cross_entropy(model(x).float(), target)
         loss.backward()
         optimizer.step()
@@ -187,7 +188,3 @@ def training_call(model: nn.Module, input_size: tuple[int, ...], batch: int, dev
 
 def _images(input_size: tuple[int, ...], batch: int, device: torch.device) -> Tensor:
     return torch.randn(batch, *input_size, device=device).contiguous(memory_format=torch.channels_last)
-
-
-def _precision(device: torch.device) -> AbstractContextManager[None]:
-    return mixed_precision(device, TrainConfig().autocast_dtype(device))

@@ -135,11 +135,11 @@ def time_networks(networks: list[dict], mode: str, batch: int, seconds: float, d
         calls[index] = make(model, spec.input_size, batch, device)
         costs.append(cost)
     timings = compare(calls, seconds=seconds, device=device)
-    base = {index: _unreplaced(networks, index) for index in calls}
+    ratios = [timing.times_as_fast(timings[_unreplaced(networks, index)]) for index, timing in timings.items()]
     return {
         "timings": [
-            {**timings[i].to_dict(), "times_as_fast": timings[i].times_as_fast(timings[base[i]])._asdict()}
-            for i in calls
+            {**timing.to_dict(), "times_as_fast": ratio._asdict()}
+            for timing, ratio in zip(timings.values(), ratios, strict=True)
         ],
         "costs": costs,
     }

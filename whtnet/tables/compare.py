@@ -6,17 +6,14 @@ from typing import Any
 from whtnet.tables.results import Results
 from whtnet.tables.spec import TableSpec
 from whtnet.tables.speed import layer_ratios, network_ratios
-from whtnet.tables.statistics import welch_interval
+from whtnet.tables.statistics import INTERVAL_COLUMNS, SINGLE_RUN, interval_cells, welch_interval
 from whtnet.tables.table import Cell, Column, Spread, Table
 from whtnet.tables.training import TrainedRow
 
 NOISE, DIFFERS, EQUAL = "within seed noise", "differs", "equal"
 UNTOLD, NO_REFERENCE = "can't tell (n=1)", "no reference"
 
-_TEST = (
-    "Within seed noise: the interval of the difference at 95 %, by Welch's t, holds 0; a single run takes the other "
-    "side's deviation."
-)
+_TEST = f"Within seed noise: the interval of the difference at 95 %, by Welch's t, holds 0; {SINGLE_RUN}."
 
 
 def comparisons(spec: TableSpec, reference: Results, yours: Results) -> list[Table]:
@@ -42,8 +39,7 @@ _ACCURACY_COLUMNS = (
     Column("reference", "reference top-1 (%)", ".2f", spreads=True),
     Column("yours", "yours", ".2f", spreads=True),
     Column("difference", form="+.2f"),
-    Column("low", "95 % from", "+.2f"),
-    Column("high", "to", "+.2f"),
+    *INTERVAL_COLUMNS,
     Column("verdict", "yours is"),
 )
 
@@ -59,9 +55,7 @@ def _accuracy(yours: TrainedRow, reference: TrainedRow | None) -> dict[str, Cell
     if reference is None or not reference.records:
         return cells
     theirs, mine = reference.top1, yours.top1
-    interval = welch_interval(mine, theirs)
-    low, high = interval or (None, None)
-    cells |= {"reference": theirs, "difference": mine.mean - theirs.mean, "low": low, "high": high}
+    cells |= {"reference": theirs, "difference": mine.mean - theirs.mean, **interval_cells(mine, theirs)}
     return cells | {"verdict": judge(mine, theirs)}
 
 

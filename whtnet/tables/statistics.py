@@ -4,9 +4,13 @@ import math
 
 from scipy.special import stdtrit
 
-from whtnet.tables.table import Spread
+from whtnet.tables.table import Cell, Column, Spread
 
 LEVEL = 0.95
+
+INTERVAL_COLUMNS = (Column("low", "95 % from", "+.2f"), Column("high", "to", "+.2f"))
+ONE_SEED = "one seed"  # in the place of an interval
+SINGLE_RUN = "a single run takes the other side's deviation"
 
 
 def welch_interval(a: Spread, b: Spread) -> tuple[float, float] | None:
@@ -33,6 +37,12 @@ def _variances_of_means(a: Spread, b: Spread) -> tuple[float, float] | None:
     u, v = a.sd**2 / a.n, b.sd**2 / b.n
     freedom = (u + v) ** 2 / (u**2 / (a.n - 1) + v**2 / (b.n - 1)) if u + v else 1.0
     return u + v, freedom
+
+
+def interval_cells(a: Spread, b: Spread) -> dict[str, Cell]:
+    """What stands in :data:`INTERVAL_COLUMNS` for :func:`welch_interval`."""
+    low, high = welch_interval(a, b) or (ONE_SEED, ONE_SEED)
+    return {"low": low, "high": high}
 
 
 def mean_interval(values: Spread) -> tuple[float, float]:

@@ -14,14 +14,13 @@ from whtnet.policy import Policy, SiteMap, choose_sites, explicit_policy, find_s
 from whtnet.settings import canonical
 from whtnet.tables.results import Results
 from whtnet.tables.spec import TableError, TableSpec
-from whtnet.tables.statistics import welch_interval
+from whtnet.tables.statistics import INTERVAL_COLUMNS, SINGLE_RUN, interval_cells
 from whtnet.tables.table import Cell, Column, Table
 from whtnet.tables.training import TrainedRow
 
 RECIPE = "recipe"
 LAYER = "layer"  # LAYER.KIND: what stands at the sites of a kind
 OPTION = "policy.options"
-ONE_SEED = "one seed"
 
 Place = tuple[str, str]
 """A setting, and the site where it holds; empty for one of the whole run."""
@@ -67,11 +66,6 @@ class Pair:
     def change(self) -> float:
         """Difference of the mean accuracies in points."""
         return self.with_it.top1.mean - self.without.top1.mean
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """Of the change, at 95 %; None where both rows have one seed."""
-        return welch_interval(self.with_it.top1, self.without.top1)
 
 
 def read_choices(spec: TableSpec) -> list[Choice]:
@@ -201,14 +195,10 @@ _PAIR_COLUMNS = (
     Column("without", "without (%)", ".2f", spreads=True),
     Column("with", "with (%)", ".2f", spreads=True),
     Column("change", form="+.2f"),
-    Column("low", "95 % from", "+.2f"),
-    Column("high", "to", "+.2f"),
+    *INTERVAL_COLUMNS,
 )
 
-_WELCH = (
-    "Intervals of the change by Welch's t over seeds; a single run takes the other side's deviation, and two single "
-    "runs have none."
-)
+_WELCH = f"Intervals of the change by Welch's t over seeds; {SINGLE_RUN}, and two single runs have none."
 
 
 def _choice_cells(pairs: Sequence[Pair]) -> list[dict[str, Cell]]:
@@ -250,15 +240,13 @@ def _row_cells(pairs: Sequence[Pair], trained: Sequence[TrainedRow], recipe: str
 
 
 def _pair_cells(pair: Pair) -> dict[str, Cell]:
-    low, high = pair.interval or (ONE_SEED, ONE_SEED)
     return {
         "choice": pair.choice.label,
         "row": pair.without.id,
         "without": pair.without.top1,
         "with": pair.with_it.top1,
         "change": pair.change,
-        "low": low,
-        "high": high,
+        **interval_cells(pair.with_it.top1, pair.without.top1),
     }
 
 
