@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from whtnet.kernels.reference import subsampled
 from whtnet.layers import channels_first, check_channel_layer, check_sizes, fx_leaf
 
 
@@ -55,7 +56,7 @@ class CropOrTile(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C_in, *spatial)`` → ``(N, C_out, *ceil(spatial / stride))``."""
         x = channels_first(self, x)
-        y = self._resized(x[(..., *(slice(None, None, self.stride),) * (x.dim() - 2))])
+        y = self._resized(subsampled(x, self.stride))
         return y.movedim(1, self.channel_dim)
 
     def _resized(self, x: Tensor) -> Tensor:
@@ -66,12 +67,12 @@ class CropOrTile(nn.Module):
             return kept if group == 1 else kept.unflatten(1, (self.out_channels, group)).mean(2)
         if self.block_size is None:
             return F.pad(x, (*(0, 0) * (x.dim() - 2), 0, missing))
-        return torch.cat([x.narrow(1, start, self.block_size) for start in self._starts()], 1)
+        return torch.cat([x.narrow(1, start, self.block_size) for start in self._starts(self.block_size)], 1)
 
-    def _starts(self) -> list[int]:
+    def _starts(self, block: int) -> list[int]:
         """Of the windows, as the released layer places them."""
-        windows = self.out_channels // self.block_size
-        return [i * (self.in_channels - self.block_size) // max(1, windows - 1) for i in range(windows)]
+        windows = self.out_channels // block
+        return [i * (self.in_channels - block) // max(1, windows - 1) for i in range(windows)]
 
     def extra_repr(self) -> str:
         """Channels and settings, as torch.nn layers show theirs."""

@@ -47,8 +47,8 @@ def count_parameters(module: nn.Module) -> int:
 
 def count_bn_statistics(module: nn.Module) -> int:
     """Number of running means and variances of the batch norms in ``module``."""
-    norms = (m for m in module.modules() if isinstance(m, _BATCH_NORMS) and m.running_mean is not None)
-    return sum(m.running_mean.numel() + m.running_var.numel() for m in norms)
+    norms = (m for m in module.modules() if isinstance(m, _BATCH_NORMS))
+    return sum(s.numel() for m in norms for s in (m.running_mean, m.running_var) if s is not None)
 
 
 # What PyTorch decomposes in Python on the meta device though its result has its input's shape: most of a pass's time.

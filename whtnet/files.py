@@ -3,6 +3,7 @@
 import contextlib
 import os
 import secrets
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +12,10 @@ from typing import IO
 
 from whtnet.errors import UserError
 
-try:
-    import fcntl
-except ImportError:  # Windows
+if sys.platform == "win32":
     fcntl = None
+else:
+    import fcntl
 
 
 class FileError(UserError, OSError):

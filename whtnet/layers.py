@@ -7,8 +7,8 @@ parameters in ``spectral_parameters``, so that an optimiser can treat them apart
 
 import functools
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,7 @@ class SpectralLayer(nn.Module):
     """Base of the layers: what they share about thresholds."""
 
     spectral_parameters: ClassVar[tuple[str, ...]] = ("threshold", "weight")
+    threshold: nn.Parameter
 
     def __init__(self, threshold: str, clamp: bool, keep_dc: bool, norm: str, initial_threshold: float | str) -> None:
         super().__init__()
@@ -59,7 +60,7 @@ class SpectralLayer(nn.Module):
         self.options = functional.Options(threshold, clamp, keep_dc, norm)
         self.initial_threshold = initial_threshold
 
-    def _own(self, name: str) -> Tensor | None:
+    def _own(self, name: str) -> Any:
         # As getattr(self, name), without the detour that nn.Module takes to a parameter that is one.
         parameter = self._parameters.get(name)
         return getattr(self, name) if parameter is None else parameter
@@ -95,7 +96,7 @@ class SpectralLayer(nn.Module):
     @torch.no_grad()
     def _reset_threshold(self, dims: int) -> None:
         # A ramp rises along each of the last `dims` dimensions, in the authors' order.
-        if self.initial_threshold != RAMP:
+        if not isinstance(self.initial_threshold, str):
             nn.init.uniform_(self.threshold, 0, self.initial_threshold)
             return
         points = math.prod(self.threshold.shape[-dims:])
@@ -465,12 +466,15 @@ class HTPerceptron2d(SpectralLayer):
     def reset_parameters(self) -> None:
         """Thresholds and weights as their options say, 1×1 convolutions as torch.nn.Conv2d draws its own."""
         self._reset_threshold(dims=2)
-        if self.initial_weight == UNIFORM:
+        if isinstance(self.initial_weight, str):
             nn.init.uniform_(self.weight)
         else:
             nn.init.constant_(self.weight, self.initial_weight)
-        for conv in self.convs:
+        for conv in self._convs():
             conv.reset_parameters()
+
+    def _convs(self) -> Iterable[nn.Conv2d]:
+        return cast("Iterable[nn.Conv2d]", self.convs)
 
     @fx_leaf
     def forward(self, x: Tensor) -> Tensor:
@@ -490,7 +494,7 @@ class HTPerceptron2d(SpectralLayer):
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"HTPerceptron2d takes (N, {self.in_channels}, H, W), got shape {tuple(x.shape)}")
         wide = x.to(torch.promote_types(x.dtype, torch.float32))  # coefficients and sums are at least float32
-        for conv, t, v in zip(self.convs, self.threshold, self.weight, strict=True):
+        for conv, t, v in zip(self._convs(), self.threshold, self.weight, strict=True):
             yield F.conv2d(wide, conv.weight.to(wide.dtype)), t, v
 
     def wht_additions(self, input_shape: tuple[int, ...]) -> int:

@@ -89,18 +89,18 @@ class ImageDataset:
         """
 
         def loader(split: Split, size: int, seed: int | None = None) -> Loader:
-            common = {"batch_size": size, "device": device, "channels_last": channels_last, "seed": seed}
+            common: dict[str, Any] = {"channels_last": channels_last, "seed": seed}
+            common |= {"batch_size": size, "device": device}
             if isinstance(split.images, Files):
                 return FileLoader(split, self._transform(split.images, seed is not None), workers=workers, **common)
-            augmentation = {"crop_padding": self.crop_padding, "flip": self.flip}
-            return MemoryLoader(split, mean=self.mean, std=self.std, **augmentation, **common)
+            return MemoryLoader(split, self.mean, self.std, crop_padding=self.crop_padding, flip=self.flip, **common)
 
         eval_size = batch_size if eval_batch_size is None else eval_batch_size
         holdout = None if self.holdout is None else loader(self.holdout, eval_size)
         return Loaders(loader(self.train, batch_size, seed), loader(self.test, eval_size), holdout)
 
     def _transform(self, files: Files, training: bool) -> Any:
-        options = {"mean": self.mean, "std": self.std}
+        options: dict[str, Any] = {"mean": self.mean, "std": self.std}
         if not training:
             return files.eval_transform(**options)
         options |= {"hflip": 0.5 if self.flip else 0.0, **files.transform}
@@ -181,4 +181,5 @@ def load_dataset(
 def _three(name: str, values: Sequence[float]) -> Triple:
     if not isinstance(values, Sequence) or len(values) != 3 or (name == "std" and min(values) <= 0):
         raise DatasetError(f"dataset.{name} must be three {'positive ' * (name == 'std')}numbers, got {values}")
-    return tuple(float(value) for value in values)
+    first, second, third = map(float, values)
+    return first, second, third

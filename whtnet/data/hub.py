@@ -32,7 +32,7 @@ class HubImages:
 
 def open_hub(
     source: str, splits: Sequence[str], size: tuple[int, int], cache: Path | None = None, **options: Any
-) -> tuple[tuple[str, ...], list[Split]]:
+) -> tuple[tuple[str, ...], list[Split[Files]]]:
     """Open a training and a test split: class names, and splits of files.
 
     Args:
@@ -50,7 +50,7 @@ def open_hub(
     opened = []
     for what, split in zip(("training", "test"), splits, strict=True):
         try:
-            reader = create_dataset(source, root=cache, split=split, **options).reader
+            reader = create_dataset(source, root=str(cache) if cache else None, split=split, **options).reader
         except (ValueError, RuntimeError, TypeError) as error:
             raise DatasetError(f"the {what} split, {source} {split}, can't be opened: {error}") from error
         given = (-1 if label is None else int(label) for label in reader.dataset[reader.label_key])

@@ -20,8 +20,8 @@ from torch.utils import data
 
 from whtnet import distributed
 from whtnet.data.errors import DatasetError
-from whtnet.data.splits import Split, Triple
-from whtnet.seeding import mix_seeds
+from whtnet.data.splits import Files, Split, Triple
+from whtnet.seeding import mix_seeds, random_states
 
 Batch = tuple[Tensor, Tensor]
 
@@ -121,7 +121,14 @@ class MemoryLoader(Loader):
     """
 
     def __init__(
-        self, split: Split, mean: Triple, std: Triple, *, crop_padding: int = 0, flip: bool = False, **options: Any
+        self,
+        split: Split[Tensor],
+        mean: Triple,
+        std: Triple,
+        *,
+        crop_padding: int = 0,
+        flip: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__(split, **options)
         self.store = self.device if self.device.type == "cuda" else torch.device("cpu")
@@ -159,7 +166,7 @@ class FileLoader(Loader):
     """
 
     def __init__(
-        self, split: Split, transform: Callable[[Image.Image], Tensor], *, workers: int = 2, **options: Any
+        self, split: Split[Files], transform: Callable[[Image.Image], Tensor], *, workers: int = 2, **options: Any
     ) -> None:
         super().__init__(split, **options)
         self.transform, self.workers = transform, workers
@@ -190,7 +197,7 @@ def _telling(batches: data.DataLoader) -> Iterator[Any]:
 
 class _Transformed(data.Dataset):
     def __init__(
-        self, split: Split, transform: Callable[[Image.Image], Tensor], entropy: tuple[int, int] | None
+        self, split: Split[Files], transform: Callable[[Image.Image], Tensor], entropy: tuple[int, int] | None
     ) -> None:
         self.split, self.transform, self.entropy = split, transform, entropy
 
@@ -231,7 +238,7 @@ def epoch_generator(seed: int, epoch: int) -> torch.Generator:
 @contextlib.contextmanager
 def seeded(*entropy: int) -> Iterator[None]:
     """Seed the global generators that timm's transforms draw from (Python, NumPy, PyTorch on the CPU), then restore."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    restore = random_states()
     seed = mix_seeds(*entropy)
     random.seed(seed)
     np.random.seed(seed)
@@ -239,6 +246,4 @@ def seeded(*entropy: int) -> Iterator[None]:
     try:
         yield
     finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
+        restore()

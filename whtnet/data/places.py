@@ -135,7 +135,9 @@ def list_splits(paths: Sequence[Path], class_depth: int | None = None) -> tuple[
     return train, test
 
 
-def open_folders(listings: tuple[Listing, Listing], size: tuple[int, int]) -> tuple[tuple[str, ...], list[Split]]:
+def open_folders(
+    listings: tuple[Listing, Listing], size: tuple[int, int]
+) -> tuple[tuple[str, ...], list[Split[Files]]]:
     """Class names, and both splits as files that are brought to ``size``; warns of what was skipped or is odd."""
     train, test = listings
     for listing in listings:

@@ -19,7 +19,7 @@ from whtnet.data.errors import DatasetError, DatasetNotFoundError
 from whtnet.data.folders import Listing
 from whtnet.data.hub import open_hub
 from whtnet.data.places import Place, list_splits, open_folders
-from whtnet.data.splits import Split, Triple, stratified_split
+from whtnet.data.splits import Files, Split, Triple, stratified_split
 from whtnet.extensions import call_extension, is_extension
 from whtnet.files import locked
 from whtnet.settings import check_arguments
@@ -65,7 +65,7 @@ def source_defaults(name: str) -> dict[str, Any]:
     return dict(SOURCES[name].__kwdefaults__ or {})
 
 
-def read_source(name: str, root: str | None = None, download: bool = True, **options: Any) -> Source:
+def read_source(name: str, root: str | int | None = None, download: bool = True, **options: Any) -> Source:
     """Read the data set called ``name``; the same arguments give the same, already decoded, images within a process.
 
     Raises:
@@ -104,7 +104,7 @@ def _read(place: Place, download: bool, options: str, listings: tuple[Listing, L
     return _checked(place.name, SOURCES[place.name](place, download, **json.loads(options)))
 
 
-def _from_extension(name: str, root: str | None, options: Mapping[str, Any]) -> Source:
+def _from_extension(name: str, root: str | int | None, options: Mapping[str, Any]) -> Source:
     source = call_extension(name, **({} if root is None else {"root": root}), **options)
     if not isinstance(source, Source):
         raise DatasetError(f"{name} must return a whtnet.data.Source, not {type(source).__name__}")
@@ -241,10 +241,10 @@ def _timm(
     else:
         listings = list_splits(place.splits(train_split, test_split), class_depth)
         title, (classes, splits) = place.root.name, open_folders(listings, size)
-    splits = [replace(s, images=replace(s.images, crop_pct=crop_pct, transform=transform or {})) for s in splits]
-    if in_memory is True or (in_memory == "auto" and not transform and _fits(splits, memory_limit_gib)):
-        splits = [split.decode() for split in splits]
-    return Source(classes, *splits, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, title)
+    files = [replace(s, images=replace(s.images, crop_pct=crop_pct, transform=transform or {})) for s in splits]
+    decodes = in_memory is True or (in_memory == "auto" and not transform and _fits(files, memory_limit_gib))
+    train, test = (split.decode() for split in files) if decodes else files
+    return Source(classes, train, test, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, title)
 
 
 def _height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
@@ -256,7 +256,7 @@ def _height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
 
 def _hub(
     place: Place, source: str, splits: Sequence[str], size: tuple[int, int], reader: Mapping[str, Any]
-) -> tuple[tuple[str, ...], list[Split]]:
+) -> tuple[tuple[str, ...], list[Split[Files]]]:
     if not source.lower().startswith("hfds/"):
         raise DatasetError(f"dataset.source={source!r} has no random access; use a folder, a tar or hfds/NAME")
     try:
@@ -268,7 +268,7 @@ def _hub(
         ) from error
 
 
-def _fits(splits: Sequence[Split], limit_gib: float) -> bool:
+def _fits(splits: Sequence[Split[Files]], limit_gib: float) -> bool:
     count, (height, width) = sum(map(len, splits)), splits[0].images.size
     if count * 3 * height * width > limit_gib * 2**30:
         return False

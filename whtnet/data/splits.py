@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -90,22 +90,25 @@ class Files:
         return images
 
 
+Images = TypeVar("Images", Tensor, Files, covariant=True)
+
+
 @dataclass(frozen=True)
-class Split:
+class Split(Generic[Images]):
     """Images of a split, ``(N, 3, H, W)`` uint8 or files, and their labels, ``(N,)`` int64."""
 
-    images: Tensor | Files
+    images: Images
     labels: Tensor
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def subset(self, indices: Tensor) -> "Split":
+    def subset(self, indices: Tensor) -> "Split[Images]":
         """The images of these indices."""
         images = self.images.subset(indices) if isinstance(self.images, Files) else self.images[indices]
         return Split(images, self.labels[indices])
 
-    def decode(self) -> "Split":
+    def decode(self: "Split[Files]") -> "Split[Tensor]":
         """The same split, in memory."""
         return Split(self.images.decode(), self.labels)
 

@@ -84,7 +84,7 @@ def backend_for(x: Tensor, *parameters: Tensor | None, points: int | None = None
         ``"reference"`` or the name of a fast backend.
     """
     if points is None:
-        points = parameters[0].numel() if parameters else 1
+        points = next((p.numel() for p in parameters if p is not None), 1)
     choice = get_backend()
     if choice == "reference" or x.device.type not in DEVICE_BACKENDS or not _is_plain(x):
         return "reference"
@@ -122,7 +122,7 @@ def bwht1d(
 ) -> Tensor:
     """:func:`whtnet.functional.bwht1d` by the backend for these tensors."""
     if stride != 1 and x.dim() > 4:  # the kernels subsample maps; other grids of pixels are subsampled here
-        x, stride = x[(..., *(slice(None, None, stride),) * (x.dim() - 2))], 1
+        x, stride = reference.subsampled(x, stride), 1
     points = threshold.shape[-1]
     if _is_direct(x, threshold, weight, points):
         if records_graph(x, threshold, weight):

@@ -52,8 +52,8 @@ def load_library() -> ctypes.CDLL:
         stacklevel=2,
     )
     try:
-        with tempfile.TemporaryDirectory(prefix="whtnet-") as folder:  # for this user alone
-            return ctypes.CDLL(_compile(compiler, folder))
+        with tempfile.TemporaryDirectory(prefix="whtnet-") as scratch:  # for this user alone
+            return ctypes.CDLL(_compile(compiler, scratch))
     except OSError as error:
         raise KernelError(f"the compiled kernel cannot be loaded: {error}") from error
 

@@ -7,7 +7,7 @@ gradients are the same for any number of threads; the threads are those of PyTor
 import ctypes
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from whtnet.kernels.build import load_library
-from whtnet.kernels.lazy import KernelError, LazyKernel
+from whtnet.kernels.lazy import KernelError, LazyKernel, dynamo_constant
 from whtnet.kernels.options import Options
 from whtnet.kernels.shapes import MAX_BLOCK, as_stored, empty_gradient, takes
 
@@ -51,20 +51,17 @@ def takes_as_is(x: Tensor, threshold: Tensor, weight: Tensor | None, points: int
     )
 
 
+@dynamo_constant
 def available() -> bool:
     """Whether the kernel is there, compiling it on the first call; where it is not, says so once."""
     return _kernel.available()
 
 
-# As torch.compiler.assume_constant_result does, which would import the compiler now.
-available._dynamo_marked_constant = True
-
-
 @dataclass(frozen=True)
 class _Functions:
     # Of csrc/spectral.cpp.
-    forward: ctypes._CFuncPtr
-    backward: ctypes._CFuncPtr
+    forward: Callable[..., int]
+    backward: Callable[..., int]
 
 
 def _load() -> _Functions:
@@ -74,10 +71,9 @@ def _load() -> _Functions:
         raise KernelError(f"the compiled kernel takes another job: {' '.join(theirs)}; remove it, it is compiled again")
     library.whtnet_use_openmp.argtypes = [ctypes.c_void_p] * 2
     library.whtnet_use_openmp(*_openmp())
-    functions = _Functions(library.whtnet_forward, library.whtnet_backward)
-    functions.forward.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_int]
-    functions.backward.argtypes = [ctypes.c_void_p] * 8 + [ctypes.c_int]
-    return functions
+    library.whtnet_forward.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_int]
+    library.whtnet_backward.argtypes = [ctypes.c_void_p] * 8 + [ctypes.c_int]
+    return _Functions(library.whtnet_forward, library.whtnet_backward)
 
 
 _kernel = LazyKernel("cpu", _load)
@@ -89,14 +85,15 @@ def _openmp() -> tuple[int | None, int | None]:
     path = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     try:
         library = ctypes.CDLL(str(path))
-        functions = library.GOMP_parallel, library.omp_get_thread_num
+        fork, number = library.GOMP_parallel, library.omp_get_thread_num
     except (OSError, AttributeError):
         return None, None
-    return tuple(ctypes.cast(f, ctypes.c_void_p).value for f in functions)
+    return ctypes.cast(fork, ctypes.c_void_p).value, ctypes.cast(number, ctypes.c_void_p).value
 
 
 # Without the dispatcher, as the code that PyTorch's compiler generates allocates: at half the cost.
-_empty = torch._C._dynamo.guards._empty_strided_cpu
+_guards: Any = torch._C._dynamo.guards  # whose stubs lack the function
+_empty = _guards._empty_strided_cpu
 _threads = torch.get_num_threads
 
 

@@ -15,7 +15,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from whtnet.kernels.lazy import KernelError, LazyKernel
+from whtnet.kernels.lazy import KernelError, LazyKernel, dynamo_constant
 from whtnet.kernels.options import Options
 from whtnet.kernels.shapes import as_stored, empty_gradient, empty_like_input, empty_pixels, takes
 
@@ -38,13 +38,10 @@ def supports(x: Tensor, parameters: Iterable[Tensor | None], points: int) -> boo
     return takes(x, parameters, points, _DTYPES) and math.prod(x.shape[1:]) < 1 << 30
 
 
+@dynamo_constant
 def available() -> bool:
     """Whether the kernels run here, compiling one on the first call; where they do not, says so once."""
     return _kernels.available()
-
-
-# As torch.compiler.assume_constant_result does, which would import the compiler now.
-available._dynamo_marked_constant = True
 
 
 def _load() -> ModuleType:

@@ -12,6 +12,12 @@ class KernelError(RuntimeError):
     """A fast backend is not to be had here; the message says why."""
 
 
+def dynamo_constant(function: Callable[[], bool]) -> Callable[[], bool]:
+    """As torch.compiler.assume_constant_result does, which would import the compiler now."""
+    function.__dict__["_dynamo_marked_constant"] = True
+    return function
+
+
 class LazyKernel(Generic[T]):
     """What ``load`` returns, loaded once; where it raises KernelError, a warning says so once.
 

@@ -29,21 +29,19 @@ for _name, _arguments in _ARGUMENTS.items():
 
 def fwht2d(x: Tensor, threshold: Tensor, weight: Tensor | None, options: Options) -> Tensor:
     """:func:`whtnet.functional.fwht2d` by the fast backend of the input's device."""
-    threshold, weight = _in_kernel_dtype(x, threshold), _in_kernel_dtype(x, weight)
-    return torch.ops.whtnet.fwht2d(x, threshold, weight, *options)
+    return torch.ops.whtnet.fwht2d(x, *_in_kernel_dtype(x, threshold, weight), *options)
 
 
 def bwht1d(
     x: Tensor, threshold: Tensor, weight: Tensor | None, out_channels: int, stride: int, options: Options
 ) -> Tensor:
     """:func:`whtnet.functional.bwht1d` by the fast backend of the input's device."""
-    threshold, weight = _in_kernel_dtype(x, threshold), _in_kernel_dtype(x, weight)
-    return torch.ops.whtnet.bwht1d(x, threshold, weight, out_channels, stride, *options)
+    return torch.ops.whtnet.bwht1d(x, *_in_kernel_dtype(x, threshold, weight), out_channels, stride, *options)
 
 
-def _in_kernel_dtype(x: Tensor, parameter: Tensor | None) -> Tensor | None:
+def _in_kernel_dtype(x: Tensor, *parameters: Tensor | None) -> list[Tensor | None]:
     dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
-    return None if parameter is None else parameter.to(dtype)
+    return [None if parameter is None else parameter.to(dtype) for parameter in parameters]
 
 
 # -- implementations --------------------------------------------------------------------------------------------------
@@ -69,18 +67,20 @@ for _device, (_, _module) in DEVICE_BACKENDS.items():
 
 
 @torch.library.register_fake("whtnet::fwht2d")
-def _(x: Tensor, threshold: Tensor, weight: Tensor | None, *options: Any) -> Tensor:
+def _fwht2d_shape(x: Tensor, threshold: Tensor, weight: Tensor | None, *options: Any) -> Tensor:
     return empty_like_input(x)
 
 
 @torch.library.register_fake("whtnet::bwht1d")
-def _(x: Tensor, threshold: Tensor, weight: Tensor | None, out_channels: int, stride: int, *options: Any) -> Tensor:
+def _bwht1d_shape(
+    x: Tensor, threshold: Tensor, weight: Tensor | None, out_channels: int, stride: int, *options: Any
+) -> Tensor:
     return empty_pixels(x, out_channels, stride)
 
 
 @torch.library.register_fake("whtnet::fwht2d_backward")
 @torch.library.register_fake("whtnet::bwht1d_backward")
-def _(
+def _gradient_shapes(
     grad: Tensor, input_gradient: bool, x: Tensor, threshold: Tensor, weight: Tensor | None, *others: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     gv = threshold.new_empty(0) if weight is None else torch.empty_like(weight)
@@ -106,14 +106,15 @@ class _LayerFunction(torch.autograd.Function):
 
     @classmethod
     def backward(cls, ctx: Any, grad: Tensor) -> tuple:
-        inputs, wanted = ctx.saved_tensors, ctx.needs_input_grad[1]
+        inputs = x, threshold, weight = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[1]
         if torch.is_grad_enabled():  # create_graph=True: the reference is differentiable any number of times
             gx, gt, gv = _reference_gradient(lambda *inputs: cls.reference(*inputs, *ctx.others), inputs, grad)
         else:
-            direct = ctx.layer is cls.kernel and is_direct(*inputs, grad)
+            direct = ctx.layer is cls.kernel and is_direct(x, threshold, weight, grad)
             gradient = cls.kernel_gradient if direct else cls.operator_gradient
             gx, gt, gv = gradient(grad, wanted, *inputs, *ctx.others)
-        return None, gx if wanted else None, gt, None if inputs[2] is None else gv, *(None,) * len(ctx.others)
+        return None, gx if wanted else None, gt, None if weight is None else gv, *(None,) * len(ctx.others)
 
 
 def _reference_gradient(function: Any, inputs: tuple, grad: Tensor) -> list[Tensor | None]:

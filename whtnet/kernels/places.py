@@ -7,14 +7,13 @@ that another user owns or can write, nor one below such a folder.
 import contextlib
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-try:
+if sys.platform != "win32":  # where no kernel is compiled
     import grp
     import pwd
-except ImportError:  # Windows
-    grp = pwd = None
 
 
 class PlaceError(OSError):

@@ -6,7 +6,8 @@ arguments.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,7 +82,7 @@ def _windows(x: Tensor, block: int, out_channels: int, stride: int) -> Tensor:
     # Subsampled, an expansion's windows of `block` adjacent channels side by side: where they all are the same one, it
     # alone. Keeps the memory format.
     channels, channels_last = x.shape[1], is_channels_last(x)
-    x = _subsampled(x, stride)
+    x = subsampled(x, stride)
     if channels >= out_channels or channels == block:
         return x
     x, dim = (x.permute(0, 2, 3, 1), 3) if channels_last else (x, 1)
@@ -90,8 +91,10 @@ def _windows(x: Tensor, block: int, out_channels: int, stride: int) -> Tensor:
     return x.permute(0, 3, 1, 2) if channels_last else x
 
 
-def _subsampled(x: Tensor, stride: int) -> Tensor:
-    return x if stride == 1 else x[(..., *(slice(None, None, stride),) * (x.dim() - 2))]
+def subsampled(x: Tensor, stride: int) -> Tensor:
+    """Every ``stride``-th pixel of ``x`` ``(N, C, *spatial)`` in every spatial dimension."""
+    every: tuple[Any, ...] = (..., *(slice(None, None, stride),) * (x.dim() - 2))
+    return x if stride == 1 else x[every]
 
 
 def separate_bwht1d(
@@ -125,7 +128,7 @@ def bwht1d_coefficients(
         x, stride = _windows(x, len(threshold), out_channels, stride), 1
         threshold, weight, out_channels = _for_every_block(x, threshold, weight)
     channels_last = is_channels_last(x)
-    x = _subsampled(x, stride)
+    x = subsampled(x, stride)
     if channels_last:
         x = x.permute(0, 2, 3, 1)
     c = x.dim() - 1 if channels_last else 1
@@ -152,7 +155,7 @@ def fwht2d_coefficients(x: Tensor, threshold: Tensor, weight: Tensor | None, opt
     return apply_threshold(z if weight is None else z * weight, threshold, options)
 
 
-def fwht_maps(x: Tensor, size: tuple[int, int], norm: str) -> Tensor:
+def fwht_maps(x: Tensor, size: Sequence[int], norm: str) -> Tensor:
     """2-D WHT of the maps of ``x`` ``(..., H, W)``, zero-padded to ``size``, in float32 or more."""
     x = _pad(_pad(_widen(x), x.dim() - 2, size[0]), x.dim() - 1, size[1])
     return _scaled(_fwht_maps(x), NORMS[norm](math.prod(size)))

@@ -118,7 +118,7 @@ def _described(changes: Sequence[_Change]) -> str:
 def _put(model: nn.Module, site: Site, layer: nn.Module) -> None:
     module = model.get_submodule(site.name)
     if site.append:
-        module.append(layer)
+        module.add_module(str(len(module._modules)), layer)  # as nn.Sequential.append does
         return
     new = nn.Sequential(layer, module) if site.kind == "before_gap" else layer
     for name in site.aliases:

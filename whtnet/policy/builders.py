@@ -38,11 +38,22 @@ def _sized_block(site: Site, options: dict[str, Any]) -> dict[str, Any]:
     return options | {"block_size": sized}
 
 
-def _check_pointwise(site: Site) -> dict[str, int]:
+def _conv(site: Site) -> nn.Conv2d:
+    if not isinstance(site.module, nn.Conv2d):
+        raise TypeError(f"{type(site.module).__name__} is no torch.nn.Conv2d")
+    return site.module
+
+
+def _map_size(site: Site) -> tuple[int, int]:
+    height, width = site.input_shape[1:]
+    return height, width
+
+
+def _check_pointwise(site: Site) -> dict[str, Any]:
     """The keywords that a layer over channels takes from its site."""
-    conv = site.module
-    if isinstance(conv, nn.Linear):
+    if isinstance(site.module, nn.Linear):
         return {"channel_dim": -1}
+    conv = _conv(site)
     _require(conv.groups == 1, site, f"groups={conv.groups}; only a dense 1×1 convolution qualifies")
     _require(
         conv.padding in ((0, 0), "valid", "same", 0), site, f"padding={conv.padding}; a 1×1 convolution needs none"
@@ -51,7 +62,7 @@ def _check_pointwise(site: Site) -> dict[str, int]:
 
 
 def _square_stride(site: Site) -> int:
-    stride = site.module.stride
+    stride = _conv(site).stride
     _require(stride[0] == stride[1], site, f"stride={stride}; it must be the same in both dimensions")
     return stride[0]
 
@@ -67,7 +78,7 @@ def _check_one_size(site: Site) -> None:
 
 
 def _check_groups(site: Site) -> None:
-    conv = site.module
+    conv = _conv(site)
     _require(conv.groups in (1, conv.in_channels), site, f"groups={conv.groups}; only dense or depthwise ones qualify")
 
 
@@ -107,28 +118,27 @@ def _check_channels(site: Site) -> None:
 def _build_fwht2d(site: Site, options: dict[str, Any]) -> nn.Module:
     _check_spatial(site)
     _check_channels(site)
-    return FWHT2d(site.input_shape[1:], **options)
+    return FWHT2d(_map_size(site), **options)
 
 
 def _build_separable(site: Site, options: dict[str, Any]) -> nn.Module:
     _check_one_size(site)
     stride = _check_strided(site)
-    c_in, height, width = site.input_shape
     sized = _sized_block(site, options)
-    return SeparableFWHT2d(c_in, site.output_shape[0], (height, width), stride=stride, **sized)
+    return SeparableFWHT2d(site.input_shape[0], site.output_shape[0], _map_size(site), stride=stride, **sized)
 
 
 def _build_pre_norm(site: Site, options: dict[str, Any]) -> nn.Module:
     _check_spatial(site)
     _check_channels(site)
-    return PreNormFWHT2d(site.input_shape[0], site.input_shape[1:], **options)
+    return PreNormFWHT2d(site.input_shape[0], _map_size(site), **options)
 
 
 def _build_ht_perceptron(site: Site, options: dict[str, Any]) -> nn.Module:
     _check_spatial(site)
-    conv = site.module
+    conv = _conv(site)
     _require(conv.groups == 1, site, f"groups={conv.groups}; only a dense convolution qualifies")
-    return HTPerceptron2d(conv.in_channels, conv.out_channels, site.input_shape[1:], **options)
+    return HTPerceptron2d(conv.in_channels, conv.out_channels, _map_size(site), **options)
 
 
 def _build_identity(site: Site, options: dict[str, Any]) -> nn.Module:
@@ -155,7 +165,7 @@ def _build_depthwise(site: Site, options: dict[str, Any]) -> nn.Module:
 
 def _build_pre_gap(site: Site, options: dict[str, Any]) -> nn.Module:
     _check_spatial(site)
-    return PreGAPFWHT2d(site.input_shape[0], site.input_shape[1:], **options)
+    return PreGAPFWHT2d(site.input_shape[0], _map_size(site), **options)
 
 
 @dataclass(frozen=True)

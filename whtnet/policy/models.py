@@ -1,17 +1,16 @@
 """What may be done to a model: whether it can be changed, whether a site is what it seems, and taking changes back."""
 
-import random
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from whtnet.policy.rules import PolicyError
 from whtnet.policy.sites import Site
+from whtnet.seeding import random_states
 
 # Wrappers by class name, in any of which a layer put in would not be seen; and what to do instead.
 _WRAPPERS = {
@@ -78,7 +77,7 @@ def _check_site(site: Site, owners: Mapping[int, list[tuple[str, nn.Module]]]) -
 def unchanged_on_error(model: nn.Module) -> Iterator[None]:
     """Put the modules of ``model`` and the random states back if what is inside does not end well."""
     children = [(module, dict(module._modules)) for module in model.modules()]
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    restore = random_states()
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     try:
         yield
@@ -86,9 +85,7 @@ def unchanged_on_error(model: nn.Module) -> Iterator[None]:
         for module, before in children:
             module._modules.clear()
             module._modules.update(before)
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
+        restore()
         if devices:
             torch.cuda.set_rng_state_all(devices)
         raise

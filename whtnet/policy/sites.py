@@ -86,7 +86,7 @@ def find_sites(model: nn.Module, input_size: tuple[int, int, int]) -> SiteMap:
     trace, cost = _trace(model, input_size)
     modules = dict(model.named_modules())
     block_of, stage_of = _blocks(modules, trace)
-    aliases = defaultdict(list)
+    aliases: dict[int, list[str]] = defaultdict(list)
     for name, module in model.named_modules(remove_duplicate=False):
         aliases[id(module)].append(name)
 
@@ -131,7 +131,7 @@ def find_sites(model: nn.Module, input_size: tuple[int, int, int]) -> SiteMap:
                 frozenset(shapes),
                 part,
                 block,
-                stage_of.get(block),
+                None if block is None else stage_of[block],
                 (seen[key], seen[key] - counts[key] - 1),
                 append,
             )
@@ -171,7 +171,7 @@ class _Trace(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        x = args[0] if args else None
+        x: Any = args[0] if args else None
         if func in _POOLING_OPS and x.dim() == 4 and out.numel() == x.shape[0] * x.shape[1]:
             self.pooled_inside = [name for name, given in self.stack if given is x]
             self.pooled_outputs = [name for name, y, version in self.outputs if y is x and y._version == version]
