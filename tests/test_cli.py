@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -290,6 +291,64 @@ def test_records_of_a_changed_row_do_not_count(reproduce, tmp_path, capsys):
     markdown = (tmp_path / "runs" / "results" / "tiny.md").read_text()
     assert "(n=1)" in markdown
     assert "1 record was made with other settings" in markdown
+
+
+TUNED = (
+    "  - {id: tuned, label: tuned, start: baseline, overrides: [policy=conv3x3, finetune.distill=0.5], seeds: [1]}\n"
+)
+
+
+@pytest.fixture
+def reproduce_tuned(reproduce, tmp_path):
+    """Likewise, with a row that starts from another one."""
+    spec = tmp_path / "experiments" / "tiny.yaml"
+    spec.write_text(spec.read_text() + TUNED)
+
+    def call(*arguments):
+        return {(r["row"], r["seed"], r["identity"]): r for r in reproduce(*arguments)}
+
+    return call
+
+
+def start_of(records, row="tuned", seed=1):
+    """Where the network lay that a row began with, and its experiment's identity."""
+    (record,) = (record for key, record in records.items() if key[:2] == (row, seed))
+    return record["settings"]["finetune"]["start"], record["inputs"]["start"]
+
+
+def test_a_row_begins_with_the_run_of_its_start_of_the_same_seed(reproduce_tuned, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    first = reproduce_tuned("--rows", "tuned")
+    assert [key[:2] for key in first] == [("baseline", 1), ("tuned", 1)]
+    folder, identity = start_of(first)
+    assert identity == next(iter(first.values()))["identity"]
+    assert folder == f"runs/synthetic/resnet20-none-seed1-{identity[:8]}"
+    capsys.readouterr()
+    more = reproduce_tuned("--rows", "tuned", "--seeds", "0,1")
+    assert "1 of 2 runs are recorded" in capsys.readouterr().out
+    assert [key[:2] for key in more] == [("baseline", 0), ("baseline", 1), ("tuned", 0), ("tuned", 1)]
+    assert start_of(more, seed=0)[0].startswith("runs/synthetic/resnet20-none-seed0-")
+    assert first.items() <= more.items()  # nothing was trained twice
+    fresh = reproduce_tuned("--fresh", "--seeds", "1", "--rows", "baseline,tuned")
+    assert start_of(fresh) == (f"{folder}-2", identity)
+
+
+def test_a_start_that_is_recorded_but_not_here_is_trained_again(reproduce_tuned, tmp_path):
+    there = reproduce_tuned("--update")
+    shutil.rmtree(tmp_path / "runs")
+    for record in (tmp_path / "results" / "runs" / "tiny").glob("tuned-*"):
+        record.unlink()
+    here = reproduce_tuned()
+    assert [key[:2] for key in here] == [("baseline", 1), ("tuned", 1)]
+    assert here.keys() < there.keys()  # on another machine, by another run of the start: the same experiment
+
+
+def test_a_changed_start_leaves_out_the_runs_that_began_with_it(reproduce_tuned, tmp_path):
+    reproduce_tuned("--rows", "tuned")
+    spec = tmp_path / "experiments" / "tiny.yaml"
+    spec.write_text(spec.read_text().replace("overrides: [policy=none]", "overrides: [policy=none, trainer.lr=0.01]"))
+    assert len(reproduce_tuned("--rows", "tuned")) == 4
+    assert "2 records were made with other settings" in (tmp_path / "runs" / "results" / "tiny.md").read_text()
 
 
 def test_the_table_itself_goes_to_the_dashboard(reproduce, monkeypatch, tmp_path):

@@ -182,6 +182,34 @@ def test_a_record_of_a_folder_replays_where_the_folder_is_not(flowers):
     assert Experiment.from_record(record).identity == e.identity
 
 
+# --- A network to begin with ---
+
+
+def tuned(start=None, **changes):
+    """An experiment that begins with what ``start`` trains."""
+    finetune = {"start": "a name", "distill": 0.5}
+    return dataclasses.replace(experiment(finetune=finetune, **changes), start=start or experiment(finetune={}))
+
+
+def test_a_start_is_known_by_what_it_is_and_not_by_where_it_lies():
+    start, e = experiment(finetune={}), tuned()
+    assert e.inputs["start"] == start.identity
+    elsewhere = dataclasses.replace(e, finetune=dataclasses.replace(e.finetune, start="runs/folder"))
+    assert elsewhere.identity == e.identity != experiment(finetune={"distill": 0.5, "start": "a name"}).identity
+    assert tuned(experiment(finetune={}, trainer={"epochs": 4})).identity != e.identity
+    assert tuned(tuned()).identity != e.identity
+    record = json.loads(json.dumps({"settings": e.settings, "inputs": e.inputs, "identity": e.identity}))
+    assert Experiment.from_record(record).identity == e.identity
+
+
+def test_another_seed_is_the_starts_seed_too():
+    e = tuned()
+    assert e.identity  # what is known by then is handed on
+    for seed in (5, 3):
+        assert e.with_seed(seed).inputs["start"] == experiment(finetune={}, seed=seed).identity
+        assert e.with_seed(seed).identity == tuned(experiment(finetune={}, seed=seed), seed=seed).identity
+
+
 # --- Records ---
 
 

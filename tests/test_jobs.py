@@ -1,5 +1,6 @@
 """Several runs at once, each in a process of its own."""
 
+import dataclasses
 import multiprocessing
 import os
 import signal
@@ -80,6 +81,34 @@ def test_a_run_that_fails_leaves_the_others_alone(tmp_path, listener):
     assert sorted(line[:7] for line in str(error.value).splitlines()) == ["seed 0:", "seed 2:"]
     assert "the loss became" in str(error.value)
     assert "device='gpu' can't be used here" in str(error.value)
+
+
+def tuned(folder, seed, start, **trainer):
+    """A job that begins with what another one trains."""
+    one = job(folder, seed, **trainer)
+    return Job("tuned", dataclasses.replace(one.experiment, start=start.experiment), one.logger, one.options)
+
+
+@pytest.mark.slow
+def test_a_run_waits_for_its_start(tmp_path, listener):
+    start = job(tmp_path, 0)
+    records = listener.run([start, tuned(tmp_path, 0, start, epochs=1), job(tmp_path, 1, epochs=1)], 3)
+    assert [title for title in records if title != "seed 1"] == ["seed 0", "tuned"]
+    assert records["tuned"]["inputs"]["start"] == records["seed 0"]["identity"]
+    assert records["tuned"]["history"][0]["train_loss"] < records["seed 0"]["history"][0]["train_loss"]
+
+
+@pytest.mark.slow
+def test_a_run_whose_start_fails_says_so(tmp_path, listener):
+    start = job(tmp_path, 0, lr=1e30)
+    with pytest.raises(JobError) as error:
+        listener.run([start, tuned(tmp_path, 0, start), job(tmp_path, 1)], 2)
+    assert list(listener.records) == ["seed 1"]
+    first, second = sorted(str(error.value).splitlines())
+    assert first.startswith("seed 0: the loss became")
+    assert second.startswith(
+        f"tuned: {start.experiment.folder(tmp_path)} holds no finished run, and this run begins with"
+    )
 
 
 @pytest.mark.slow

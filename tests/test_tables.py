@@ -201,6 +201,50 @@ def test_identities_are_composed_from_the_row_and_the_recipe(tmp_path):
     assert identify(spec, spec.rows[0], "gone", 0) is None
 
 
+STARTED = SPEC.replace("id: b,", "id: b, start: a,").replace("id: c,", "id: c, start: b,")
+
+
+def compose_rates(overrides):
+    """Configs that differ in the learning rate alone."""
+    rate = next((float(o.removeprefix("lr=")) for o in overrides if o.startswith("lr=")), 0.1)
+    start = next((o.removeprefix("finetune.start=").strip("'") for o in overrides if "start" in o), None)
+    settings = {
+        "backbone": {"name": "resnet20"},
+        "policy": {"name": "none", "rules": []},
+        "dataset": {"name": "digits"},
+    }
+    return {**settings, "trainer": {"epochs": 3, "lr": rate}, "finetune": {"start": start}}
+
+
+def test_a_changed_start_is_another_start_of_all_that_begin_with_it(tmp_path):
+    def of(text):
+        spec, identify = write_spec(tmp_path, text), Identities(compose_rates)
+        return [identify(spec, row, "short", seed) for row in spec.rows for seed in (0, 1)]
+
+    first = of(STARTED)
+    assert len(set(first)) == 6  # a, b and c, of which b and c differ in their starts alone
+    assert of(STARTED.replace("id: a,", "id: z,").replace("start: a", "start: z")) == first
+    changed = of(STARTED.replace("label: first, overrides: []", "label: first, overrides: [lr=0.2]"))
+    assert not set(changed) & set(first)
+    last = of(STARTED.replace("label: third, overrides: []", "label: third, overrides: [lr=0.2]"))
+    assert [a == b for a, b in zip(last, first, strict=True)] == [True] * 4 + [False] * 2
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (STARTED.replace("start: a", "start: aa"), "table 'mine' has no row 'aa'; did you mean a?"),
+        (STARTED.replace("id: a,", "id: a, start: c,"), "rows start from each other, a → c → b → a; one must"),
+        (STARTED.replace("start: a", "start: b"), "rows start from each other, b → b; one must"),
+        (STARTED.replace("start: a", "start: [a]"), r"table 'mine' has no row \['a'\]"),
+    ],
+)
+def test_starts_that_can_not_be(tmp_path, text, words):
+    with pytest.raises(TableError, match=words) as error:
+        write_spec(tmp_path, text)
+    assert "\n" not in str(error.value)
+
+
 def test_rows_without_runs_of_your_own_show_the_reference(tmp_path):
     (tmp_path / "own").mkdir()
     reference = results_of(tmp_path, [record("a", 0, 90.0), record("a", 1, 92.0), record("b", 0, 80.0)])

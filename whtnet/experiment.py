@@ -65,6 +65,8 @@ class Experiment:
         seed: of weights, batches and augmentation.
         device: ``auto``, ``cpu``, ``cuda``, …; no part of the identity.
         known_inputs: what :attr:`inputs` is, where that is known; None finds it out.
+        start: the experiment whose network ``finetune.start`` is, whatever stands there, and wherever it was trained;
+            None for what ``finetune.start`` names.
 
     Raises:
         ConfigError: for a seed that is no whole number from 0, a backbone with a number of classes of its own, more
@@ -79,6 +81,7 @@ class Experiment:
     seed: int = 0
     device: str = "auto"
     known_inputs: Mapping[str, Any] | None = None
+    start: "Experiment | None" = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
@@ -136,8 +139,9 @@ class Experiment:
         return experiment
 
     def with_seed(self, seed: int) -> "Experiment":
-        """The same experiment with another seed."""
-        return dataclasses.replace(self, seed=seed, known_inputs=self.__dict__.get("inputs", self.known_inputs))
+        """The same experiment with another seed, which that of its start has too."""
+        known = self.__dict__.get("_own_inputs", self.known_inputs)
+        return dataclasses.replace(self, seed=seed, known_inputs=known, start=self.start and self.start.with_seed(seed))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -152,16 +156,22 @@ class Experiment:
             "seed": self.seed,
         }
 
-    @functools.cached_property
+    @property
     def inputs(self) -> dict[str, Any]:
         """What the files are that the settings only point to: the data set, and the network or weights to begin with.
 
         Raises:
             UserError: if the data or the weights aren't there.
         """
+        return self._own_inputs if self.start is None else {**self._own_inputs, "start": self.start.identity}
+
+    @functools.cached_property
+    def _own_inputs(self) -> dict[str, Any]:
+        """Those that don't come from :attr:`start`."""
         if self.known_inputs is not None:
             return dict(self.known_inputs)
-        start = None if self.finetune.start is None else start_identity(self.finetune.start)
+        named = None if self.start else self.finetune.start
+        start = None if named is None else start_identity(named)
         weights = self.backbone.options.get("weights")
         return _full(
             {

@@ -8,7 +8,7 @@ import queue
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -70,10 +70,11 @@ def run_jobs(
     """Run all jobs, ``at_once`` of them at a time.
 
     One at a time runs in this process, several run in processes of their own, which share its threads. A signal that
-    preempts a run, and Ctrl-C, stop all of them after the step under way; a run that fails leaves the others alone.
+    preempts a run, and Ctrl-C, stop all of them after the step under way; a run that fails leaves the others alone. A
+    run whose start is one of the others waits for that.
 
     Args:
-        jobs: what to run.
+        jobs: what to run, each behind its start.
         at_once: how many, from 1.
         on_start: called when a job starts; what it returns is told the job's progress.
         on_record: called with each job's record.
@@ -120,12 +121,19 @@ class _Pool:
                 while waiting or self.running:
                     if stop_requested():
                         raise PreemptedError("stopped on request; the same command goes on from there")
-                    while waiting and len(self.running) < self.at_once:
-                        self._start(waiting.popleft())
+                    while len(self.running) < self.at_once and (index := self._ready(waiting)) is not None:
+                        waiting.remove(index)
+                        self._start(index)
                     self._take_message()
             finally:
                 self._stop()
         return self.failures
+
+    def _ready(self, waiting: Iterable[int]) -> int | None:
+        """The first of those that wait whose start is none of the unfinished."""
+        unfinished = {self.jobs[index].experiment.identity for index in (*waiting, *self.running)}
+        starts = ((index, self.jobs[index].experiment.start) for index in waiting)
+        return next((index for index, start in starts if start is None or start.identity not in unfinished), None)
 
     def _start(self, index: int) -> None:
         threads = max(1, torch.get_num_threads() // self.at_once)

@@ -7,6 +7,8 @@ import contextlib
 import copy
 import dataclasses
 import datetime
+import itertools
+import os
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -61,7 +63,7 @@ def run(
     SIGTERM, SIGUSR1 and SIGUSR2 end it after the step that runs; the next call goes on from there.
 
     Args:
-        experiment: the settings.
+        experiment: the settings; one with a ``start`` begins with the last finished run of that below ``root``.
         sink: where the curves go besides the record.
         root: folder of all runs; each has a folder of its own there, named by its settings.
         resume: ``auto`` goes on from the folder's checkpoint, and returns the record of a run that is finished;
@@ -77,8 +79,8 @@ def run(
         on_progress: called with the fraction done and a line of status.
 
     Raises:
-        UserError: for settings that can't be, data that is missing, a damaged checkpoint, a run that is in progress in
-            another process, a loss that is not finite.
+        UserError: for settings that can't be, data that is missing, a start that was not trained, a damaged checkpoint,
+            a run that is in progress in another process, a loss that is not finite.
         PreemptedError: on one of the signals.
     """
     if isinstance(tags, str) or not isinstance(tags, Sequence) or not all(isinstance(tag, str) for tag in tags):
@@ -91,6 +93,7 @@ def run(
     if resume == "auto" and (finished := distributed.from_first(lambda: _finished(folder))) is not None:
         on_folder(folder, True)
         return finished
+    experiment = distributed.together(lambda: _begun(experiment, root))
     parts = distributed.together(lambda: _prepare(experiment, device))
     with contextlib.ExitStack() as held:
         folder = distributed.from_first(lambda: _claim(folder, resume, held))
@@ -141,6 +144,12 @@ def dry_run(
     parts = distributed.together(lambda: _prepare(experiment, resolve_device(experiment.device)))
     parts.tell(experiment, on_report, on_notice)
     return parts.fit(experiment)[1].history[-1]
+
+
+def finished_folder(experiment: Experiment, root: Path) -> Path | None:
+    """The folder of the last finished run of ``experiment`` below ``root``; None where there is none."""
+    existing = itertools.takewhile(Path.exists, _numbered(experiment.folder(root)))
+    return next((folder for folder in reversed(list(existing)) if (folder / RECORD).exists()), None)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -246,6 +255,18 @@ def _prepare(experiment: Experiment, device: torch.device) -> _Parts:
     return _Parts(device, original, begun, report, loaders, dataset)
 
 
+def _begun(experiment: Experiment, root: Path) -> Experiment:
+    """The same experiment, its ``finetune.start`` the folder of its start's run, as one would type it here."""
+    if experiment.start is None:
+        return experiment
+    if (folder := finished_folder(experiment.start, root)) is None:
+        raise ConfigError(
+            f"{experiment.start.folder(root)} holds no finished run, and this run begins with it; train it first"
+        )
+    finetune = dataclasses.replace(experiment.finetune, start=Path(os.path.relpath(folder)).as_posix())
+    return dataclasses.replace(experiment, finetune=finetune, known_inputs=experiment.inputs)
+
+
 def _finished(folder: Path) -> dict[str, Any] | None:
     """The record of a run that was finished in ``folder``, with its layers."""
     file = folder / RECORD
@@ -344,8 +365,10 @@ def _record(experiment: Experiment, parts: _Parts, model: nn.Module, result: Fit
 
 
 def _unused(folder: Path) -> Path:
-    number, candidate = 2, folder
-    while candidate.exists():
-        candidate = folder.with_name(f"{folder.name}-{number}")
-        number += 1
-    return candidate
+    return next(candidate for candidate in _numbered(folder) if not candidate.exists())
+
+
+def _numbered(folder: Path) -> Iterator[Path]:
+    """Where one run after another of an experiment lies: its folder, and those with a number behind its name."""
+    yield folder
+    yield from (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))

@@ -3,7 +3,7 @@
 import argparse
 import itertools
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from whtnet.jobs import Job, default_at_once, run_jobs
 from whtnet.policy import shipped_policies
 from whtnet.records import environment, put_record, read_records, write_json
 from whtnet.released import released_folder
-from whtnet.runs import RECORD, resolve_device
+from whtnet.runs import RECORD, finished_folder, resolve_device
 from whtnet.tables import (
     Identities,
     Results,
@@ -41,6 +41,7 @@ from whtnet.tables import (
     measure_released,
     measure_speed,
     pages,
+    row_experiment,
     run_overrides,
     stored_tables,
     table_names,
@@ -51,6 +52,8 @@ from whtnet.tables import (
 from whtnet.tracking import RunInfo, make_sink
 
 QUICK = ("parameters", "digits")
+
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -166,8 +169,8 @@ def _train(spec: TableSpec, folders: Folders, arguments: argparse.Namespace) -> 
     missing = [(row, seed) for row, seed in runs if folders.identities(spec, row, recipe, seed) not in recorded]
     if len(missing) < len(runs):
         console.print(f"{spec.name}: {len(runs) - len(missing)} of {len(runs)} runs are recorded")
-    rows = {_title(row, seed): row["id"] for row, seed in missing}
-    jobs = [_job(spec, row, seed, trainer, folders, arguments) for row, seed in missing]
+    jobs = _jobs(spec, missing, lambda row, seed: _job(spec, row, seed, trainer, folders, arguments))
+    rows = {job.title: row for (row, _), job in jobs.items()}
     at_once = default_at_once(device, len(jobs)) if arguments.jobs is None else arguments.jobs
     bars: dict[str, TaskView] = {}
     with ProgressView(spec.name, len(jobs)) as view:
@@ -182,7 +185,7 @@ def _train(spec: TableSpec, folders: Folders, arguments: argparse.Namespace) -> 
             put_record(folders.yours().records_folder, labels | record, layers)
             bars[job.title].finish()
 
-        run_jobs(jobs, at_once, on_start=begin, on_record=keep, on_print=console.print)
+        run_jobs(list(jobs.values()), at_once, on_start=begin, on_record=keep, on_print=console.print)
 
 
 def _chosen_rows(spec: TableSpec, chosen: Sequence[str] | None) -> list[Mapping[str, Any]]:
@@ -214,28 +217,47 @@ def _recipe_with_overrides(spec: TableSpec, trainer: str, overrides: Sequence[st
     return shlex.join([trainer, *(o for o in overrides if identity(o) != identity())])
 
 
-def _title(row: Mapping[str, Any], seed: int) -> str:
-    return f"{row['id']}, seed {seed}"
+def _jobs(
+    spec: TableSpec, runs: Sequence[tuple[Row, int]], make: Callable[[Row, int], Job]
+) -> dict[tuple[str, int], Job]:
+    """The jobs of ``runs`` by row and seed, each behind its start; that is one of them where it isn't finished here."""
+    asked = {(row["id"], seed) for row, seed in runs}
+    jobs: dict[tuple[str, int], Job] = {}
+
+    def add(row: Row, seed: int) -> None:
+        if (row["id"], seed) in jobs:
+            return
+        job = make(row, seed)
+        if (first := job.experiment.start) is not None:
+            start = spec.row(row["start"])
+            if (start["id"], seed) in asked or finished_folder(first, job.options["root"]) is None:
+                add(start, seed)
+        jobs[row["id"], seed] = job
+
+    for row, seed in runs:
+        add(row, seed)
+    return jobs
 
 
 def _job(
     spec: TableSpec,
-    row: Mapping[str, Any],
+    row: Row,
     seed: int,
     trainer: str,
     folders: Folders,
     arguments: argparse.Namespace,
 ) -> Job:
-    overrides = [*run_overrides(spec, row, trainer), f"seed={seed}", f"logger={arguments.logger}", *arguments.override]
-    config = compose_config(overrides)
+    title = f"{row['id']}, seed {seed}"
+    experiment = row_experiment(spec, row, trainer, compose_config, arguments.override).with_seed(seed)
+    config = compose_config([f"logger={arguments.logger}", *arguments.override])
     options = {
         "root": folders.place / config["run_root"],
         "resume": "never" if arguments.fresh else "auto",
-        "label": _title(row, seed),
+        "label": title,
         "group": spec.name,
         "tags": (spec.name, row["id"]),
     }
-    return Job(_title(row, seed), Experiment.from_config(config), config["logger"], options)
+    return Job(title, experiment, config["logger"], options)
 
 
 def _measure_speed(spec: TableSpec, folders: Folders, arguments: argparse.Namespace) -> None:
@@ -270,10 +292,9 @@ def _measure_layers(spec: TableSpec, folders: Folders, arguments: argparse.Names
 
     def load(row: Mapping[str, Any]) -> Classifier:
         of = load_spec(folders.experiments, row["table"])
-        trained = next(other for other in of.rows if other["id"] == row["row"])
-        seed = row.get("seed", 0)
-        config = compose_config([*run_overrides(of, trained, row["recipe"]), f"seed={seed}", *arguments.override])
-        folder = Experiment.from_config(config).folder(folders.place / config["run_root"])
+        seed, run_root = row.get("seed", 0), compose_config(arguments.override)["run_root"]
+        trained = row_experiment(of, of.row(row["row"]), row["recipe"], compose_config, arguments.override)
+        folder = trained.with_seed(seed).folder(folders.place / run_root)
         if not (folder / RECORD).exists():
             remedy = f'{command_for(of)} ARGS="--recipe {row["recipe"]} --rows {row["row"]} --seeds {seed} --fresh"'
             raise TableError(f"table {spec.name!r} needs the run in {folder}, which is not there; `{remedy}` makes it")

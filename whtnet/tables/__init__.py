@@ -17,7 +17,7 @@ from whtnet.tables.measure import measure_speed
 from whtnet.tables.released import is_equal, measure_released
 from whtnet.tables.render import to_csv, to_latex, to_markdown, to_rich
 from whtnet.tables.results import Results
-from whtnet.tables.runs import Compose, Identities, run_overrides
+from whtnet.tables.runs import Compose, Identities, row_experiment, run_overrides
 from whtnet.tables.spec import TableError, TableSpec, load_spec, table_names
 from whtnet.tables.speed import speed_tables
 from whtnet.tables.stored import command_for, stored_tables
@@ -54,6 +54,7 @@ __all__ = [
     "parameter_tables",
     "place",
     "rendered",
+    "row_experiment",
     "rows",
     "run_overrides",
     "speed_tables",

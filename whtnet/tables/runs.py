@@ -1,5 +1,6 @@
 """Which records are runs of a table's rows as they are today."""
 
+import dataclasses
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -54,9 +55,31 @@ class Identities:
 
     def _experiment(self, spec: TableSpec, row: Mapping[str, Any], recipe: str) -> Experiment | None:
         try:
-            return Experiment.from_config(self._compose(run_overrides(spec, row, recipe)))
+            return row_experiment(spec, row, recipe, self._compose)
         except UserError:  # a recipe that is gone, an override of what is gone
             return None
+
+
+def row_experiment(
+    spec: TableSpec, row: Mapping[str, Any], recipe: str, compose: Compose, overrides: Sequence[str] = ()
+) -> Experiment:
+    """What the runs of ``row`` by ``recipe`` are, with the experiment of the row that it starts from as their start.
+
+    Args:
+        spec: the table.
+        row: of the table.
+        recipe: as of :func:`run_overrides`.
+        compose: the config that a list of overrides makes.
+        overrides: that come last, in the start's too.
+
+    Raises:
+        UserError: if that can't be composed.
+    """
+    experiment = Experiment.from_config(compose([*run_overrides(spec, row, recipe), *overrides]))
+    if "start" not in row:
+        return experiment
+    start = row_experiment(spec, spec.row(row["start"]), recipe, compose, overrides)
+    return dataclasses.replace(experiment, start=start)
 
 
 def run_overrides(spec: TableSpec, row: Mapping[str, Any], recipe: str) -> list[str]:
@@ -68,7 +91,8 @@ def run_overrides(spec: TableSpec, row: Mapping[str, Any], recipe: str) -> list[
         recipe: the name of a trainer config, and overrides behind it that come last, as in ``short trainer.epochs=60``.
     """
     trainer, *more = shlex.split(recipe)
-    return [*spec.overrides, f"trainer={trainer}", *row["overrides"], *more]
+    start = [f"finetune.start='{row['start']}'"] if "start" in row else []  # its name stands for what is trained then
+    return [*spec.overrides, f"trainer={trainer}", *start, *row["overrides"], *more]
 
 
 def match_runs(spec: TableSpec, records: Sequence[Record], identities: Identities) -> Runs:

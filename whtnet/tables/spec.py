@@ -29,7 +29,8 @@ class TableSpec:
             worth, from the runs of a training table) or ``verdicts`` (published claims judged by what the other tables
             hold).
         intro: a sentence or two above the table, without numbers of results: those are computed.
-        rows: each with an ``id``, and what its kind needs.
+        rows: each with an ``id``, and what its kind needs. A row of a training table with ``start``, the id of another,
+            is fine-tuned from that one's run by the same recipe and seed.
         overrides: Hydra overrides that all rows of a training table share.
         recipe: trainer config of a training table; None for the one that is asked for. Of a study: whose runs it takes.
         of: the training table whose rows a study compares.
@@ -68,6 +69,30 @@ class TableSpec:
         ids = [row.get("id") for row in self.rows]
         if None in ids or len(set(ids)) != len(ids):
             raise TableError(f"table {self.name!r}: every row needs an id of its own, got {ids}")
+        for row in self.rows:
+            self._check_start(row)
+
+    def row(self, name: str) -> Mapping[str, Any]:
+        """The row with this id.
+
+        Raises:
+            TableError: if there is none.
+        """
+        if found := [row for row in self.rows if row["id"] == name]:
+            return found[0]
+        raise TableError(
+            f"table {self.name!r} has no row {name!r}; {did_you_mean(str(name), (str(row['id']) for row in self.rows))}"
+        )
+
+    def _check_start(self, row: Mapping[str, Any]) -> None:
+        """Find a start that is no row, and rows that start from each other."""
+        chain = [row]
+        while "start" in chain[-1]:
+            start = self.row(chain[-1]["start"])
+            if start in chain:
+                circle = " → ".join(str(one["id"]) for one in [*chain, start])
+                raise TableError(f"table {self.name!r}: rows start from each other, {circle}; one must start from none")
+            chain.append(start)
 
 
 def table_names(folder: Path) -> list[str]:
