@@ -41,7 +41,7 @@ lint: $(READY) ## check format and style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(READY) ## check the types of the modules that pyproject.toml lists
+types: $(READY) ## check the types of the package
 	$(BIN)/mypy
 
 lock: $(READY) ## pin today's newest versions in requirements.lock

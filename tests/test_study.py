@@ -9,7 +9,7 @@ from test_tables import record
 from whtnet.experiment import Experiment
 from whtnet.records import put_record
 from whtnet.tables import Identities, Results, TableError, load_spec, run_overrides, stored_tables, to_markdown
-from whtnet.tables.study import read_choices
+from whtnet.tables.study import read_choices, study_tables
 
 TRAINED = """
 title: Trained
@@ -121,7 +121,7 @@ def test_a_pair_in_two_precisions_is_named_and_rows_without_runs_are_not_there(t
 def test_specifications_that_can_not_be(tmp_path, text, words):
     (tmp_path / "s.yaml").write_text(text)
     with pytest.raises(TableError, match=words):
-        read_choices(load_spec(tmp_path, "s"))
+        study_tables(load_spec(tmp_path, "s"), Results(tmp_path, tmp_path, Identities(compose_config)))
 
 
 def test_a_study_needs_the_size_of_the_images(tables, tmp_path):

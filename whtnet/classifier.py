@@ -92,6 +92,9 @@ class Classifier(
         report: what the policy replaced.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         backbone: Mapping[str, Any],
@@ -107,7 +110,8 @@ class Classifier(
         super().__init__()
         self.backbone, self.policy, self.share = dict(backbone), dict(policy), share
         self.classes = [str(name) for name in classes]
-        self.input_size = tuple(input_size)
+        channels, height, width = input_size
+        self.input_size = channels, height, width
         self.dataset = dict(dataset or {})
         self.training_facts = dict(training or {})
         fresh = {key: value for key, value in backbone.items() if key not in ("pretrained", "weights")}

@@ -63,8 +63,10 @@ def train(c: dict[str, Any], job: str | None = None) -> float | None:
         raise JobFailedError(str(error)) from error
 
 
-_SETTINGS = ("backbone", "policy", "dataset", "trainer", "finetune", "logger", "seed", "device", "resume", "run_root")
-_SETTINGS += ("group", "tags", "trust")
+_SETTINGS = (
+    *("backbone", "policy", "dataset", "trainer", "finetune", "logger"),
+    *("seed", "device", "resume", "run_root", "group", "tags", "trust"),
+)
 _print_new_report = functools.cache(print_report)  # jobs of a sweep may have the same
 
 

@@ -83,7 +83,7 @@ def from_first(work: Callable[[], T]) -> T:
     if count() == 1:
         return work()
     result, error = _attempt(work) if is_first() else (None, None)
-    message = [(result, error is None)]
+    message: list[Any] = [(result, error is None)]
     with conversation():
         dist.broadcast_object_list(message, device=_CPU)
     result, succeeded = message[0]
@@ -113,7 +113,7 @@ def together(work: Callable[[], T]) -> T:
     raise error or UserError(failed[0])
 
 
-def _attempt(work: Callable[[], T]) -> tuple[T | None, UserError | None]:
+def _attempt(work: Callable[[], T]) -> tuple[Any, UserError | None]:
     try:
         return work(), None
     except UserError as error:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -62,15 +62,14 @@ def collect(predict: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor,
 def measure_logits(logits: Tensor, labels: Tensor) -> Evaluation:
     """Evaluate logits, ``(N, classes)``, against labels, ``(N,)`` int64."""
     classes = logits.shape[1]
-    options = {"num_classes": classes}
     probabilities = logits.softmax(1)
-    confusion = multiclass_confusion_matrix(logits.argmax(1), labels, **options)
+    confusion = multiclass_confusion_matrix(logits.argmax(1), labels, classes)
 
     def accuracy(k: int) -> float:
-        return 100 * multiclass_accuracy(logits, labels, top_k=min(k, classes), average="micro", **options).item()
+        return 100 * multiclass_accuracy(logits, labels, classes, average="micro", top_k=min(k, classes)).item()
 
-    def calibration(norm: str) -> float:
-        error = multiclass_calibration_error(probabilities, labels, n_bins=CALIBRATION_BINS, norm=norm, **options)
+    def calibration(norm: Literal["l1", "max"]) -> float:
+        error = multiclass_calibration_error(probabilities, labels, classes, n_bins=CALIBRATION_BINS, norm=norm)
         return 100 * error.item()
 
     return Evaluation(

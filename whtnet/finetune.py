@@ -197,7 +197,7 @@ def fit_in_stages(
     for stage in stages_of(config, finetune, folder):
         if stage.number > 1:
             seed_everything(seed, stage.number)  # fresh layers must not depend on whether the stage before ran just now
-        done = {site.name for site in report.replacements} if report else set()
+        done: set[str] = {site.name for site in report.replacements} if report else set()
         previous, (model, report) = model, _replace(original, model, policy, input_size, stage.share)
         if finetune.init == "fit" and not (stage.checkpoint and stage.checkpoint.exists()):
             new = tuple(site for site in report.replacements if site.name not in done)

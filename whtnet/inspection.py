@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -148,7 +148,7 @@ def _signals(model: nn.Module, layers: dict[str, SpectralLayer], images: Tensor,
     with _hooked([layer.register_forward_hook(keep(name)) for name, layer in layers.items()]):
         loss = F.cross_entropy(model.eval()(images), labels)
     loss.backward()
-    whole = _norm(p.grad for p in model.parameters() if p.grad is not None)
+    whole = _gradient_norm(model.parameters())
     signals = {}
     for name, (x, y) in kept.items():
         with torch.no_grad():
@@ -156,8 +156,8 @@ def _signals(model: nn.Module, layers: dict[str, SpectralLayer], images: Tensor,
         signals[name] = {
             "gain": _ratio(y, x),
             "zero_share": 1 - int(coefficients.count_nonzero()) / coefficients.numel(),
-            "backward_gain": _ratio(x.grad, y.grad) if x.requires_grad else math.nan,
-            "gradient_norm": _norm(p.grad for p in layers[name].parameters()) / whole,
+            "backward_gain": math.nan if x.grad is None or y.grad is None else _ratio(x.grad, y.grad),
+            "gradient_norm": _gradient_norm(layers[name].parameters()) / whole,
             "same_shape": x.shape == y.shape,
         }
     model.zero_grad(set_to_none=True)
@@ -169,8 +169,8 @@ def _ratio(above: Tensor, below: Tensor) -> float:
     return (above.detach().square().mean() / below.detach().square().mean()).sqrt().item()
 
 
-def _norm(gradients: Iterator[Tensor]) -> float:
-    return sum(gradient.square().sum().item() for gradient in gradients) ** 0.5
+def _gradient_norm(parameters: Iterable[Tensor]) -> float:
+    return sum(p.grad.square().sum().item() for p in parameters if p.grad is not None) ** 0.5
 
 
 @contextmanager

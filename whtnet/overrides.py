@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any, cast
 
 from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
@@ -59,6 +60,11 @@ def explain(error: Exception, configs: Path) -> str:
     return " ".join(str(error).split())
 
 
+def plain(config: DictConfig) -> dict[str, Any]:
+    """A config as plain data, resolved."""
+    return cast("dict[str, Any]", OmegaConf.to_container(config, resolve=True))
+
+
 def _owners(key: str, configs: Path) -> list[str]:
     """The choices of its group that have a setting."""
     group = key.partition(".")[0]
@@ -79,7 +85,7 @@ def _keys(configs: Path) -> Iterator[str]:
 
 def _flatten(config: object, above: tuple[str, ...]) -> Iterator[str]:
     if isinstance(config, DictConfig):
-        for name in config:
-            yield ".".join((*above, str(name)))
+        for name in map(str, config):
+            yield ".".join((*above, name))
             if not OmegaConf.is_missing(config, name) and not OmegaConf.is_interpolation(config, name):
-                yield from _flatten(config[name], (*above, str(name)))
+                yield from _flatten(config[name], (*above, name))

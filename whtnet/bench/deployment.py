@@ -1,6 +1,7 @@
 """Exported networks in their runtimes, and the paper's speed test in TFLite."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def time_exports(
 
 def _compare(calls: list[Callable], images: torch.Tensor, seconds: float) -> list[dict[str, Any]]:
     with torch.inference_mode():
-        timings = compare({i: lambda call=call: call(images) for i, call in enumerate(calls)}, seconds=seconds)
+        timings = compare({i: partial(call, images) for i, call in enumerate(calls)}, seconds=seconds)
     return [timings[i].to_dict() for i in range(len(calls))]
 
 

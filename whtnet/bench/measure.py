@@ -4,11 +4,12 @@ A task is a dictionary with the name of one of the functions below, ``do``, and 
 back as JSON.
 """
 
+import functools
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -114,8 +115,11 @@ def time_sizes(sizes: list[int], points: int, seconds: float, device: torch.devi
         x = torch.randn(1, n, 1, points // n, device=device).contiguous(memory_format=torch.channels_last)
         layer, conv = BWHT1d(n, n).to(device), nn.Conv2d(n, n, 1, bias=False).to(device)
         conv = conv.to(memory_format=torch.channels_last)
-        calls = {"bwht1d": lambda m=layer, x=x: m(x), "conv1x1": lambda m=conv, x=x: m(x)}
-        calls["copy"] = x.clone
+        calls: dict[str, Callable[[], object]] = {
+            "bwht1d": functools.partial(layer, x),
+            "conv1x1": functools.partial(conv, x),
+            "copy": x.clone,
+        }
         with torch.inference_mode():
             for name, timing in compare(calls, seconds=seconds, device=device).items():
                 results[name][str(n)] = timing.median / (points // n)

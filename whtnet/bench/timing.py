@@ -84,7 +84,8 @@ def _turn(call: Callable[[], object], device: torch.device) -> list[float]:
     first = _time_call(call, device)
     if first > _SLICE:  # too large for the caches to matter
         return [first]
-    end, times = time.perf_counter() + _SLICE, []
+    end = time.perf_counter() + _SLICE
+    times: list[float] = []
     while not times or time.perf_counter() < end:  # the first call has brought its data back into the cache
         times.append(_time_call(call, device))
     return times

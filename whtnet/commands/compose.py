@@ -5,12 +5,11 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from whtnet.commands.places import ROOT
 from whtnet.errors import UserError
-from whtnet.overrides import check_words, explain
+from whtnet.overrides import check_words, explain, plain
 from whtnet.searchpath import register_backbones
 
 
@@ -24,7 +23,7 @@ def compose_config(overrides: Sequence[str], config_name: str = "config") -> dic
     check_words(overrides, ROOT / "configs")
     try:
         with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-            return OmegaConf.to_container(compose(config_name, list(overrides)), resolve=True)
+            return plain(compose(config_name, list(overrides)))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, ROOT / "configs")) from error
 

@@ -11,6 +11,7 @@ from whtnet.classifier import Classifier
 from whtnet.data import DatasetError, Loaders, load_dataset
 from whtnet.data.places import few
 from whtnet.errors import UserError
+from whtnet.overrides import plain
 
 
 def load_data(model: Classifier, overrides: Sequence[str], batch_size: int, device: torch.device) -> Loaders:
@@ -29,7 +30,7 @@ def load_data(model: Classifier, overrides: Sequence[str], batch_size: int, devi
         if not re.fullmatch(r"dataset(\.\w+)+=.+", word, re.DOTALL):
             raise UserError(_no_setting(word))
     try:
-        given = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
+        given = plain(OmegaConf.from_dotlist(list(overrides)))
     except OmegaConfBaseException as error:
         raise UserError(f"{' '.join(overrides)}: {error}") from error
     normalisation = {"mean": model.mean.flatten().tolist(), "std": model.std.flatten().tolist()}

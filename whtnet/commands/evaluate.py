@@ -10,7 +10,7 @@ from whtnet.evaluation import Evaluation, collect, measure_logits
 from whtnet.extensions import trust
 from whtnet.records import write_json
 from whtnet.runs import resolve_device
-from whtnet.tables import Column, Shown, Table, to_rich
+from whtnet.tables import Cell, Column, Shown, Table, to_rich
 
 _MATRIX_CLASSES = 20  # a larger matrix does not fit a terminal
 
@@ -34,7 +34,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 def tables(evaluation: Evaluation, classes: list[str]) -> list[Table]:
     """The summary, the classes, and who is taken for whom."""
-    summary = {
+    summary: dict[str, Cell] = {
         "top-1 (%)": evaluation.top1,
         "top-5 (%)": evaluation.top5,
         "cross-entropy": Shown(evaluation.loss, ".4f"),
@@ -42,7 +42,7 @@ def tables(evaluation: Evaluation, classes: list[str]) -> list[Table]:
         "worst calibration bin (%)": evaluation.worst_bin,
     }
     counts = [sum(row) for row in evaluation.confusion]
-    per_class = [
+    per_class: list[dict[str, Cell]] = [
         {"class": name, "images": count, "top-1 (%)": accuracy}
         for name, count, accuracy in zip(classes, counts, evaluation.per_class, strict=True)
     ]
@@ -62,12 +62,12 @@ def _confusion(counts: list[list[int]], classes: list[str]) -> Table:
     if len(classes) <= _MATRIX_CLASSES:
         # By number, because a class may have any name.
         columns = [Column("class"), *(Column(str(i), name, "d") for i, name in enumerate(classes))]
-        rows = [
+        rows: list[dict[str, Cell]] = [
             {"class": name, **{str(i): n for i, n in enumerate(row)}} for name, row in zip(classes, counts, strict=True)
         ]
         return Table("Confusion matrix (rows: the class, columns: taken for)", columns, rows)
     pairs = [(n, i, j) for i, row in enumerate(counts) for j, n in enumerate(row) if i != j and n]
-    worst = [
+    worst: list[dict[str, Cell]] = [
         {"class": classes[i], "taken for": classes[j], "images": n}
         for n, i, j in sorted(pairs, reverse=True)[:_MATRIX_CLASSES]
     ]

@@ -17,7 +17,7 @@ from whtnet.errors import UserError
 from whtnet.evaluation import collect, measure_logits
 from whtnet.export import RUNTIMES, export_onnx, export_safetensors, export_torch, onnx_session, quantize_onnx, run_onnx
 from whtnet.extensions import trust
-from whtnet.tables import Column, Table, to_rich
+from whtnet.tables import Cell, Column, Table, to_rich
 
 CALIBRATION_IMAGES = 256
 TIMED_BATCHES = (1, 64)
@@ -80,7 +80,7 @@ def _calibration_images(model: Classifier, data: Loaders) -> torch.Tensor:
 
 
 def _accuracies(model: Classifier, data: Loaders, files: dict[str, Path]) -> Table:
-    rows = []
+    rows: list[dict[str, Cell]] = []
     for name, path in files.items():
         session = onnx_session(path)
 
@@ -95,8 +95,14 @@ def _accuracies(model: Classifier, data: Loaders, files: dict[str, Path]) -> Tab
 
 def _timings(model: Classifier, files: dict[str, Path], seconds: float) -> Table:
     """Milliseconds a batch in ONNX Runtime, in turns in this process."""
-    settings = {"backbone": model.backbone, "policy": {"name": "none", "rules": []}}
-    baseline = Classifier(**settings, classes=model.classes, input_size=model.input_size, mean=[0.0] * 3, std=[1.0] * 3)
+    baseline = Classifier(
+        model.backbone,
+        policy={"name": "none", "rules": []},
+        classes=model.classes,
+        input_size=model.input_size,
+        mean=[0.0] * 3,
+        std=[1.0] * 3,
+    )
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder, "baseline.onnx")
         export_onnx(baseline, plain)

@@ -10,7 +10,7 @@ from whtnet.classifier import Classifier
 from whtnet.console import console, exit_on_user_error
 from whtnet.data.pixels import open_rgb
 from whtnet.extensions import trust
-from whtnet.tables import Column, Table, to_rich
+from whtnet.tables import Cell, Column, Table, to_rich
 
 
 @exit_on_user_error
@@ -22,7 +22,7 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(predictions, indent=2))
         return
-    rows = [
+    rows: list[dict[str, Cell]] = [
         {"image": path if rank == 0 else "", "class": name, "probability": probability}
         for path, found in predictions.items()
         for rank, (name, probability) in enumerate(found.items())

@@ -11,14 +11,14 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from whtnet.commands.arguments import usage_error
 from whtnet.commands.places import ROOT
 from whtnet.errors import JobFailedError, UserError
 from whtnet.extensions import trust_typed
-from whtnet.overrides import check_words, explain
+from whtnet.overrides import check_words, explain, plain
 from whtnet.searchpath import register_backbones
 from whtnet.sweeps import register_sweeper, title_of_job
 
@@ -29,13 +29,13 @@ def _train(config: DictConfig) -> float | None:
     trust_typed(HydraConfig.get().overrides.task)
     from whtnet.cli import train  # here: --help and completion need not wait for PyTorch
 
-    return train(OmegaConf.to_container(config, resolve=True), title_of_job())
+    return train(plain(config), title_of_job())
 
 
 def _read_options() -> None:
     """Let what Hydra's options can't be end in a line; they are read again by Hydra itself."""
     parser = get_args_parser()
-    parser.error = functools.partial(usage_error, parser)
+    vars(parser)["error"] = functools.partial(usage_error, parser)
     parser.parse_args()
 
 

@@ -22,7 +22,7 @@ from whtnet.data.places import Place, list_splits, open_folders
 from whtnet.data.splits import Files, Split, Triple, stratified_split
 from whtnet.extensions import call_extension, is_extension
 from whtnet.files import locked
-from whtnet.settings import check_arguments
+from whtnet.settings import check_arguments, defaults_of
 
 SMALL_SET = 10_000  # images; up to here images of any size are resized once and kept
 
@@ -62,7 +62,7 @@ def source_defaults(name: str) -> dict[str, Any]:
         raise DatasetError(
             f"unknown data set {name!r}; choose one of {', '.join(SOURCES)}, or my_package.data:photos of your own"
         )
-    return dict(SOURCES[name].__kwdefaults__ or {})
+    return defaults_of(SOURCES[name])
 
 
 def read_source(name: str, root: str | int | None = None, download: bool = True, **options: Any) -> Source:

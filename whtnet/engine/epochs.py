@@ -52,7 +52,8 @@ class Epochs:
         self.batch_size = self.loaders.train.batch_size
         self.schedule = make_schedule(self.config, self.state.optimizer, self.steps)
         self.mixing = Mixing(self.config, self.batch_size) if self.config.mixup or self.config.cutmix else None
-        self.model, self.whole_batch = self.state.model, contextlib.nullcontext()
+        self.model = self.state.model
+        self.whole_batch: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
         if distributed.count() > 1:
             with distributed.conversation():
                 self.model = DistributedDataParallel(self.model)
@@ -92,14 +93,14 @@ class Epochs:
                 self._leave(part, time.perf_counter() - started)
         totals = distributed.summed(part.totals).tolist()  # waits for the device, so that the time below is true
         seconds = part.seconds + time.perf_counter() - started
-        images = part.steps * self.batch_size
+        count = part.steps * self.batch_size
         metrics = {
             "epoch": state.epoch + 1,
             "lr": learning_rate(state.optimizer),
-            "train_loss": totals[0] / images,
-            "train_top1": 100 * totals[1] / images,
+            "train_loss": totals[0] / count,
+            "train_top1": 100 * totals[1] / count,
             "gradient_norm": totals[2] / part.steps,
-            "images_per_s": images / seconds,
+            "images_per_s": count / seconds,
             "seconds": seconds,
         }
         state.epoch += 1
@@ -159,7 +160,7 @@ class Epochs:
     def evaluate_epoch(self) -> dict[str, float]:
         """Loss and accuracy on the test set, and on the held-out part if there is one."""
         max_batches = 1 if self.config.dry_run else None
-        metrics = {}
+        metrics: dict[str, float] = {}
         for split in ("test", "holdout"):
             loader = getattr(self.loaders, split)
             if loader is not None:

@@ -37,7 +37,11 @@ class GlobalBatch(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Take over three functions; leave all others alone."""
-        ours = {F.batch_norm: _batch_norm, F.dropout: self._dropout, Tensor.bernoulli_: self._bernoulli_}
+        ours: dict[Callable[..., Any], Callable[..., Any]] = {
+            F.batch_norm: _batch_norm,
+            F.dropout: self._dropout,
+            Tensor.bernoulli_: self._bernoulli_,
+        }
         return ours.get(function, function)(*args, **(kwargs or {}))
 
     def _dropout(self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:

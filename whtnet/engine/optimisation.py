@@ -44,7 +44,7 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """The optimiser of the trainable parameters."""
-    options = {"nesterov": config.nesterov} if config.opt == "sgd" else {}
+    options: dict[str, Any] = {"nesterov": config.nesterov} if config.opt == "sgd" else {}
     options |= config.opt_options or {}
     momentum = options.pop("momentum", config.momentum)
     return create_optimizer_v2(
@@ -57,8 +57,8 @@ def make_schedule(config: TrainConfig, optimizer: torch.optim.Optimizer, steps_p
     total = config.epochs * steps_per_epoch
     rise = config.warmup * total
     # The first step has one part of the rise already, the last one a part of the fall: neither is lost.
-    rising = {"warmup_t": rise, "warmup_lr_init": config.lr / (rise + 1), "warmup_prefix": True}
-    falling = {"t_initial": total - rise, "t_in_epochs": False}
+    rising: dict[str, Any] = {"warmup_t": rise, "warmup_lr_init": config.lr / (rise + 1), "warmup_prefix": True}
+    falling: dict[str, Any] = {"t_initial": total - rise, "t_in_epochs": False}
     if config.schedule == "onecycle":
         return PolyLRScheduler(optimizer, power=1.0, **rising, **falling)
     if config.schedule == "cosine":

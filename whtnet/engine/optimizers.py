@@ -18,7 +18,8 @@ def check_optimizer(opt: str, options: Mapping[str, Any]) -> None:
         ConfigError: if timm has none of that name, it needs a package that isn't here, it doesn't take the options, or
             it needs second derivatives, which the training loop doesn't compute.
     """
-    if opt not in (names := list_optimizers()):
+    names = [name for name in list_optimizers() if isinstance(name, str)]
+    if opt not in names:
         raise ConfigError(f"trainer.opt={opt!r} is no optimiser of timm.optim; {did_you_mean(opt, names)}")
     if get_optimizer_info(opt).second_order:
         raise ConfigError(f"trainer.opt={opt} needs second derivatives, which are not computed here; choose another")

@@ -46,7 +46,7 @@ class State:
     def create(cls, model: nn.Module, config: TrainConfig, device: torch.device) -> "State":
         """The state at the beginning, with the model on its device and in its memory format."""
         memory_format = torch.channels_last if config.channels_last else torch.preserve_format
-        model.to(device=device, memory_format=memory_format).train()
+        model.to(device).to(memory_format=memory_format).train()
         optimizer = make_optimizer(model, config)
         ema = None
         if config.ema_decay:

@@ -171,8 +171,8 @@ def curve_chart(rows: Sequence[TrainedRow], metric: str) -> Chart:
     y = Scale.around([s.mean + sign * s.sd for curve in curves.values() for s in curve.values() for sign in (-1, 1)])
     lines = []
     for color, (row, curve) in enumerate(zip(rows, curves.values(), strict=True), start=1):
-        ends = [[(epoch, s.mean + sign * s.sd) for epoch, s in curve.items()] for sign in (-1, 1)]
-        band = _path([*ends[0], *reversed(ends[1])], x, y, _HEIGHT) if any(s.sd for s in curve.values()) else ""
+        edges = [[(epoch, s.mean + sign * s.sd) for epoch, s in curve.items()] for sign in (-1, 1)]
+        band = _path([*edges[0], *reversed(edges[1])], x, y, _HEIGHT) if any(s.sd for s in curve.values()) else ""
         means = [(epoch, s.mean) for epoch, s in curve.items()]
         lines.append(Line(_path(means, x, y, _HEIGHT), "curve", row.label, color, band))
     ends = {name: (max(curve), curve[max(curve)].mean) for name, curve in curves.items()}

@@ -107,7 +107,7 @@ def build_report(specs: Iterable[TableSpec], results: Results, folder: Path | No
         verdicts=verdicts,
         summary=_summary(verdicts),
         trained=_all_trained(tables, results),
-        timed=[_timed(spec, results) for spec, _ in tables if spec.kind == "speed"],
+        timed=_all_timed(tables, results),
         listed=[Listed(spec, made, _links(spec, made, results, folder or results.folder)) for spec, made in tables],
         missing=missing,
         command_for=command_for,
@@ -171,9 +171,12 @@ def _recipe(rows: Sequence[TrainedRow], every_row: Sequence[TrainedRow], results
     )
 
 
-def _timed(spec: TableSpec, results: Results) -> Timed:
-    measured = results.measured(spec)
-    return Timed(spec, [layer_bars(spec, measured), network_bars(measured)], growth_chart(measured))
+def _all_timed(tables: Sequence[tuple[TableSpec, Sequence[Table]]], results: Results) -> list[Timed]:
+    return [
+        Timed(spec, [layer_bars(spec, measured), network_bars(measured)], growth_chart(measured))
+        for spec, _ in tables
+        if spec.kind == "speed" and (measured := results.measured(spec))
+    ]
 
 
 def _links(spec: TableSpec, tables: Sequence[Table], results: Results, folder: Path) -> list[tuple[str, str]]:

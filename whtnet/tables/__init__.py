@@ -21,10 +21,11 @@ from whtnet.tables.runs import Compose, Identities, row_experiment, run_override
 from whtnet.tables.spec import TableError, TableSpec, load_spec, table_names
 from whtnet.tables.speed import speed_tables
 from whtnet.tables.stored import command_for, stored_tables
-from whtnet.tables.table import Column, Shown, Spread, Table, spread
+from whtnet.tables.table import Cell, Column, Shown, Spread, Table, spread
 from whtnet.tables.training import count_training_rows, place, trained_rows, training_tables
 
 __all__ = [
+    "Cell",
     "Column",
     "Compose",
     "Identities",

@@ -90,7 +90,9 @@ def coverage_tables(spec: TableSpec, counted: list[dict[str, Any]]) -> list[Tabl
         entry, base = pairs[policy, backbone], pairs["none", backbone]["cost"]
         return relative_change(entry["cost"], base) if "cost" in entry else "–"
 
-    rows = [{"policy": f"`{policy}`"} | {name: change(policy, name) for name in backbones} for policy in policies]
+    rows: list[dict[str, Cell]] = [
+        {"policy": f"`{policy}`", **{name: change(policy, name) for name in backbones}} for policy in policies
+    ]
     columns = [Column("policy"), *(Column(name, name.split("/")[-1], "+.1%") for name in backbones)]
     refused = [pairs[pair[::-1]] for pair in itertools.product(backbones, policies) if "error" in pairs[pair[::-1]]]
     return [Table(spec.title, columns, rows, spec.intro), _reasons(refused)]

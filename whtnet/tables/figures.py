@@ -56,8 +56,7 @@ def draw_figures(spec: TableSpec, results: Results, folder: Path, suffix: str = 
         rows = results.rows(spec)
         draw_pareto(rows, paths[0])
         draw_curves(rows, paths[1])
-    elif paths:
-        measured = results.measured(spec)
+    elif paths and (measured := results.measured(spec)):
         draw_ratios(spec, measured, paths[0])
         draw_growth(measured, paths[1])
     return paths
@@ -190,7 +189,7 @@ def _subplots(figsize: tuple[float, float], **options: Any) -> tuple[Any, Any]:
 
 
 def _save(figure: Any, path: Path) -> None:
-    options = {".svg": {"metadata": {"Date": None}}, ".png": {"dpi": 160}}[path.suffix]
+    options: dict[str, dict[str, Any]] = {".svg": {"metadata": {"Date": None}}, ".png": {"dpi": 160}}
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=path.suffix[1:], facecolor="white", **options)
+    figure.savefig(buffer, format=path.suffix[1:], facecolor="white", **options[path.suffix])
     atomic_write(path, buffer.getvalue())

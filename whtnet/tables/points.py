@@ -36,8 +36,9 @@ def by_recipe(rows: Sequence[TrainedRow]) -> dict[str, list[TrainedRow]]:
     A recipe that trained a single row compares nothing, and is left out unless all are such.
     """
     found: dict[str, list[TrainedRow]] = {}
-    for row in (row for row in rows if row.recipe is not None):
-        found.setdefault(row.recipe, []).append(row)
+    for row in rows:
+        if row.recipe is not None:
+            found.setdefault(row.recipe, []).append(row)
     most = max(map(len, found.values()), default=0)
     kept = {recipe: trained for recipe, trained in found.items() if len(trained) >= min(2, most)}
     return dict(sorted(kept.items(), key=lambda item: (-item[1][0].records[0]["epochs"], item[0])))
@@ -58,7 +59,7 @@ def trained_points(rows: Sequence[TrainedRow], cost: str) -> list[Point]:
 
 def published_points(rows: Sequence[TrainedRow], cost: str) -> list[Point]:
     """A point for each published accuracy whose cost is published too, once, trained here or not."""
-    points = {}
+    points: dict[str, Point] = {}
     for row in rows:
         if cost in row.published and "top1" in row.published:
             top1 = Spread(row.published["top1"], 0.0, 1)

@@ -51,7 +51,7 @@ class Identities:
         if key not in self._experiments:
             self._experiments[key] = self._experiment(spec, row, recipe)
         experiment = self._experiments[key]
-        return experiment and experiment.with_seed(seed).identity
+        return None if experiment is None else experiment.with_seed(seed).identity
 
     def _experiment(self, spec: TableSpec, row: Mapping[str, Any], recipe: str) -> Experiment | None:
         try:

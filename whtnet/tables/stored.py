@@ -30,12 +30,14 @@ def stored_tables(spec: TableSpec, results: Results) -> list[Table]:
     if spec.kind == "study":
         return study_tables(spec, results)
     measured = results.measured(spec)
-    runs = results.runs(spec) if spec.kind == "training" else None
-    if measured is None and not (runs and (runs.records or runs.others)):
+    if spec.kind == "training":
+        runs = results.runs(spec)
+        if measured is None and not (runs.records or runs.others):
+            raise missing(spec, results)
+        return training_tables(spec, runs, results.counts(spec))
+    if measured is None:
         raise missing(spec, results)
     match spec.kind:
-        case "training":
-            return training_tables(spec, runs, results.counts(spec))
         case "parameters":
             return parameter_tables(spec, measured["rows"], measured["families"])
         case "coverage":

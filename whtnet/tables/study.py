@@ -72,10 +72,8 @@ def read_choices(spec: TableSpec) -> list[Choice]:
     """The rows of a study.
 
     Raises:
-        TableError: for a row that lacks something or has too much, or a study that names no table or recipe.
+        TableError: for a row that lacks something or has too much.
     """
-    if spec.of is None or spec.recipe is None:
-        raise TableError(f"table {spec.name!r}: a study needs of: TABLE and recipe: NAME")
     try:
         return [Choice(**{**row, "values": tuple(row["values"])}) for row in spec.rows]
     except (TypeError, KeyError) as error:
@@ -83,7 +81,13 @@ def read_choices(spec: TableSpec) -> list[Choice]:
 
 
 def study_tables(spec: TableSpec, results: Results) -> list[Table]:
-    """Each choice by the size of its change; the rows of the study and the controls by accuracy; every pair."""
+    """Each choice by the size of its change; the rows of the study and the controls by accuracy; every pair.
+
+    Raises:
+        TableError: for rows that can't be read, or a study that names no table or recipe.
+    """
+    if spec.of is None or spec.recipe is None:
+        raise TableError(f"table {spec.name!r}: a study needs of: TABLE and recipe: NAME")
     choices, of = read_choices(spec), results.spec(spec.of)
     trained = [row for row in results.rows(of) if row.records]
     pairs = find_pairs(choices, trained, spec.recipe, _sites_of(of))
@@ -129,11 +133,11 @@ def _differences(
     a, b = settings[without.id, without.recipe], settings[with_it.id, with_it.recipe]
     found: dict[str, set[tuple[str, str]]] = {}
     for setting, place in a.keys() | b.keys():
-        values = a.get((setting, place)), b.get((setting, place))
-        if None in values and setting.startswith(OPTION):  # an option that one of the two layers does not have
+        value, other = a.get((setting, place)), b.get((setting, place))
+        if None in (value, other) and setting.startswith(OPTION):  # an option that one of the two layers does not have
             continue
-        if values[0] != values[1]:
-            found.setdefault(setting, set()).add(tuple(value or _text(None) for value in values))
+        if value != other:
+            found.setdefault(setting, set()).add((value or _text(None), other or _text(None)))
     return found
 
 
@@ -203,23 +207,23 @@ _WELCH = f"Intervals of the change by Welch's t over seeds; {SINGLE_RUN}, and tw
 
 def _choice_cells(pairs: Sequence[Pair]) -> list[dict[str, Cell]]:
     """A line for each choice: the mean over its pairs, the smallest and the largest change."""
-    rows: list[dict[str, Cell]] = []
+    rows: list[tuple[float, dict[str, Cell]]] = []
     for choice in dict.fromkeys(pair.choice for pair in pairs):
         of = [pair for pair in pairs if pair.choice == choice]
         changes = [pair.change for pair in of]
+        mean = sum(changes) / len(changes)
         runs = {(row.id, row.recipe): row.top1.n for pair in of for row in (pair.without, pair.with_it)}
-        rows.append(
-            {
-                "id": choice.id,
-                "choice": choice.label,
-                "change": sum(changes) / len(changes),
-                "low": min(changes),
-                "high": max(changes),
-                "pairs": len(of),
-                "seeds": sum(runs.values()),
-            }
-        )
-    return sorted(rows, key=lambda row: -abs(row["change"]))
+        cells: dict[str, Cell] = {
+            "id": choice.id,
+            "choice": choice.label,
+            "change": mean,
+            "low": min(changes),
+            "high": max(changes),
+            "pairs": len(of),
+            "seeds": sum(runs.values()),
+        }
+        rows.append((abs(mean), cells))
+    return [cells for _, cells in sorted(rows, key=lambda row: -row[0])]
 
 
 def _row_cells(pairs: Sequence[Pair], trained: Sequence[TrainedRow], recipe: str) -> list[dict[str, Cell]]:

@@ -51,8 +51,9 @@ class TrainedRow:
     @property
     def top1_change(self) -> float | None:
         """Difference of the mean test accuracies to the baseline's, in points; None where one of them was not run."""
-        compared = self.baseline and self.baseline.records and self.records
-        return self.top1.mean - self.baseline.top1.mean if compared else None
+        if self.baseline is None or not self.baseline.records or not self.records:
+            return None
+        return self.top1.mean - self.baseline.top1.mean
 
     def curve(self, metric: str) -> dict[int, Spread]:
         """By epoch, a metric of the histories over the seeds; epochs at which no seed measured it are missing."""
@@ -76,7 +77,7 @@ def count_training_rows(
     Returns:
         :data:`Counts`.
     """
-    counts = {}
+    counts: dict[str, list[dict[str, int]]] = {}
     for row in spec.rows:
         counts[row["id"]] = []
         for size in spec.counted:
@@ -98,9 +99,9 @@ def trained_rows(spec: TableSpec, runs: Runs, counts: Counts) -> list[TrainedRow
     usual = max(sorted(uses), key=lambda recipe: (uses[recipe], -epochs[recipe]), default=None)
     made: dict[tuple[str, str | None], TrainedRow] = {}
     for row in spec.rows:
-        recipes = [recipe for name, recipe in runs.rows if name == row["id"]]
-        for recipe in sorted(recipes, key=lambda r: (-epochs[r], r)) or [None]:
-            records = runs.rows.get((row["id"], recipe), ())
+        recipes = sorted((r for name, r in runs.rows if name == row["id"]), key=lambda r: (-epochs[r], r))
+        for recipe in recipes or (None,):
+            records = runs.rows[row["id"], recipe] if recipe is not None else ()
             made[row["id"], recipe] = TrainedRow(
                 id=row["id"],
                 label=row["label"] if recipe in (None, usual) else f"{row['label']}; recipe {recipe}",

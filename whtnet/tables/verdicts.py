@@ -173,7 +173,8 @@ def judge_accuracy(claim: Claim, row: TrainedRow) -> str:
     """The verdict on a trained accuracy, see :data:`RULES`."""
     tests = [mean_interval(row.top1)[1] >= claim.published]
     if claim.baseline is not None:
-        change = highest_change(row.top1, row.baseline.top1) if row.top1_change is not None else -math.inf
+        compared = row.baseline if row.top1_change is not None else None
+        change = highest_change(row.top1, compared.top1) if compared else -math.inf
         tests.append(change >= claim.published - claim.baseline)
     return REPRODUCED if all(tests) else IN_PART if any(tests) else NOT_REPRODUCED
 

@@ -29,7 +29,7 @@ def make_sink(name: str, **options: Any) -> Sink:
     Raises:
         SinkError: for an unknown name, an option that it lacks, or a value that can't be.
     """
-    sinks = {"wandb": WandbSink, "tensorboard": TensorBoardSink, "none": NullSink}
+    sinks: dict[str, Any] = {"wandb": WandbSink, "tensorboard": TensorBoardSink, "none": NullSink}
     if name not in sinks:
         raise SinkError(f"unknown logger {name!r}; choose one of {', '.join(sinks)}")
     known = defaults_of(sinks[name])
