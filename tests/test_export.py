@@ -158,7 +158,8 @@ def test_tflite_mobilenet_parts(tflite):
 
 
 def test_tflite_names_what_it_lacks(tflite):
-    for module in (torch.nn.GELU(), torch.nn.Conv2d(4, 4, 3, dilation=2), FWHT2d(9, stride=2), BWHT1d(4, 128)):
+    norm = torch.nn.BatchNorm2d(4, track_running_stats=False)
+    for module in (torch.nn.GELU(), torch.nn.Conv2d(4, 4, 3, dilation=2), FWHT2d(9, stride=2), BWHT1d(4, 128), norm):
         with pytest.raises(ExportError, match="TFLite"):
             tflite(torch.nn.Sequential(module), torch.randn(1, 4, 9, 9))
 

@@ -470,10 +470,11 @@ class HTPerceptron2d(SpectralLayer):
             nn.init.uniform_(self.weight)
         else:
             nn.init.constant_(self.weight, self.initial_weight)
-        for conv in self._convs():
+        for conv in self.path_convs():
             conv.reset_parameters()
 
-    def _convs(self) -> Iterable[nn.Conv2d]:
+    def path_convs(self) -> Iterable[nn.Conv2d]:
+        """The 1×1 convolution of each path."""
         return cast("Iterable[nn.Conv2d]", self.convs)
 
     @fx_leaf
@@ -494,7 +495,7 @@ class HTPerceptron2d(SpectralLayer):
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"HTPerceptron2d takes (N, {self.in_channels}, H, W), got shape {tuple(x.shape)}")
         wide = x.to(torch.promote_types(x.dtype, torch.float32))  # coefficients and sums are at least float32
-        for conv, t, v in zip(self._convs(), self.threshold, self.weight, strict=True):
+        for conv, t, v in zip(self.path_convs(), self.threshold, self.weight, strict=True):
             yield F.conv2d(wide, conv.weight.to(wide.dtype)), t, v
 
     def wht_additions(self, input_shape: tuple[int, ...]) -> int:

@@ -24,7 +24,7 @@ def export_onnx(model: Classifier, path: Path) -> float:
     """
     require(PACKAGES)
     with quietly():
-        program = torch.onnx.export(
+        program: Any = torch.onnx.export(
             as_products(model.eval()),
             (example_images(model, 2),),
             dynamo=True,
@@ -66,9 +66,8 @@ def _norm_to_convolution(model: Any, node: Any) -> None:
     constants = []
     for role, array in (("kernel", scale.reshape(-1, 1, 1, 1)), ("bias", bias - mean * scale)):
         tensor = ir.tensor(array.astype(np.float32), name=f"{name}_{role}")
-        constants.append(
-            ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-        )
+        shape, kind = ir.Shape(array.shape), ir.TensorType(tensor.dtype)
+        constants.append(ir.Value(name=tensor.name, shape=shape, type=kind, const_value=tensor))
         model.graph.initializers[tensor.name] = constants[-1]
     group = ir.AttrInt64("group", len(scale))
     convolution = ir.Node("", "Conv", [node.inputs[0], *constants], [group], name=f"{_EXACT}{name}")

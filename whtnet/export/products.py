@@ -149,8 +149,8 @@ class MapProducts(nn.Module):
 
     def __init__(self, layer: FWHT2d, hadamard: Hadamard) -> None:
         super().__init__()
-        padded = tuple(layer.threshold.shape)
-        self.transform = MapTransform(layer.size, padded, layer.norm, hadamard)
+        h, w = layer.threshold.shape
+        self.transform = MapTransform(layer.size, (h, w), layer.norm, hadamard)
         self.stride, self.residual = layer.stride, layer.residual
         t = layer.threshold.detach().float().reshape(self.transform.shape)
         self.threshold = Threshold(layer, t, _is_first(t, t.dim()))
@@ -171,13 +171,14 @@ class PerceptronProducts(nn.Module):
 
     def __init__(self, layer: HTPerceptron2d, hadamard: Hadamard) -> None:
         super().__init__()
-        self.transform = MapTransform(layer.size, tuple(layer.threshold.shape[1:]), layer.norm, hadamard)
+        _, h, w = layer.threshold.shape
+        self.transform = MapTransform(layer.size, (h, w), layer.norm, hadamard)
         self.paths, self.residual = layer.paths, layer.residual
         shape = self.transform.shape if layer.paths == 1 else (layer.paths, 1, *self.transform.shape)
         t = layer.threshold.detach().float().reshape(shape)
         self.threshold = Threshold(layer, t, _is_first(t, len(self.transform.shape)))
         self.weight = nn.Parameter(layer.weight.detach().float().reshape(shape), False)
-        self.kernel = nn.Parameter(torch.cat([conv.weight.detach() for conv in layer.convs]).float(), False)
+        self.kernel = nn.Parameter(torch.cat([conv.weight.detach() for conv in layer.path_convs()]).float(), False)
 
     def forward(self, x: Tensor) -> Tensor:
         """As :meth:`whtnet.HTPerceptron2d.forward`."""

@@ -71,7 +71,7 @@ class Graph:
     def fuse(self, tensor: int, activation: int) -> bool:
         """Whether the operator that made ``tensor`` applies an activation itself; from now on it does."""
         options = next((o.builtinOptions for o in reversed(self._operators) if tensor in o.outputs), None)
-        if getattr(options, "fusedActivationFunction", activation) != NONE:
+        if options is None or getattr(options, "fusedActivationFunction", activation) != NONE:
             return False
         options.fusedActivationFunction = activation
         return True

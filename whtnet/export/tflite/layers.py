@@ -3,6 +3,9 @@
 Maps lie in NHWC, so a transform of a map is one product from the left, with all channels side by side.
 """
 
+import functools
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -16,7 +19,7 @@ def convolution(
     x: int,
     kernel: Tensor,
     bias: Tensor | None,
-    stride: tuple[int, int],
+    stride: tuple[int, ...],
     padding: int,
     groups: int,
 ) -> int:
@@ -76,16 +79,16 @@ def maps(g: Graph, x: int, layer: MapProducts) -> int:
 
 def perceptron(g: Graph, x: int, layer: PerceptronProducts) -> int:
     """``(N, H, W, C_in)`` → ``(N, H, W, C_out)``."""
-    shape = layer.transform.shape
-    total = None
-    kernels = layer.kernel.chunk(layer.paths)
-    for kernel, v, t in zip(kernels, layer.weight.view(-1, *shape), layer.threshold.t.view(-1, *shape), strict=True):
+    shape, first = layer.transform.shape, layer.threshold.first
+    passed = None if first is None else first.view(-1, *shape)[0][..., None]
+
+    def path(kernel: Tensor, v: Tensor, t: Tensor) -> int:
         z = _transform(g, pointwise(g, x, kernel), layer.transform, v)
-        first = layer.threshold.first
-        z = threshold(
-            g, z, layer.threshold, t[..., None], None if first is None else first.view(-1, *shape)[0][..., None]
-        )
-        total = z if total is None else elementwise(g, "ADD", total, z)
+        return threshold(g, z, layer.threshold, t[..., None], passed)
+
+    kernels = layer.kernel.chunk(layer.paths)
+    paths = zip(kernels, layer.weight.view(-1, *shape), layer.threshold.t.view(-1, *shape), strict=True)
+    total = functools.reduce(functools.partial(elementwise, g, "ADD"), itertools.starmap(path, paths))
     y = _inverse(g, total, layer.transform)
     return elementwise(g, "ADD", x, y) if layer.residual else y
 

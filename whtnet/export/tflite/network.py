@@ -1,6 +1,7 @@
 """A network as TFLite operators, module by module."""
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,9 +14,13 @@ from whtnet.export.products import ChannelProducts, MapProducts, PerceptronProdu
 from whtnet.export.tflite import layers
 from whtnet.export.tflite.graph import RELU, RELU6, SAME, VALID, Graph
 
-_LAYERS = {MapProducts: layers.maps, PerceptronProducts: layers.perceptron, ChannelProducts: layers.channels}
-_ACTIVATIONS = {nn.ReLU: RELU, nn.ReLU6: RELU6, F.relu: RELU, F.relu6: RELU6, torch.relu: RELU}
-_ARITHMETIC = {
+_LAYERS: dict[type[nn.Module], Callable[[Graph, int, Any], int]] = {
+    MapProducts: layers.maps,
+    PerceptronProducts: layers.perceptron,
+    ChannelProducts: layers.channels,
+}
+_ACTIVATIONS: dict[Any, int] = {nn.ReLU: RELU, nn.ReLU6: RELU6, F.relu: RELU, F.relu6: RELU6, torch.relu: RELU}
+_ARITHMETIC: dict[Any, str] = {
     **dict.fromkeys((operator.add, operator.iadd, torch.add), "ADD"),
     **dict.fromkeys((operator.sub, torch.sub), "SUB"),
     **dict.fromkeys((operator.mul, operator.imul, torch.mul), "MUL"),
@@ -73,10 +78,10 @@ class _Lowering:
             case "call_function" | "call_method":
                 self._values[node] = self._function(node)
             case "output":
-                self.output = self._values[node.args[0]]
+                self.output = self._values[_operand(node)]
 
     def _module(self, node: torch.fx.Node, module: nn.Module) -> int:
-        g, x = self.graph, self._values[node.args[0]]
+        g, x = self.graph, self._values[_operand(node)]
         if (layer := _LAYERS.get(type(module))) is not None:
             return layer(g, x, module)
         if type(module) in _ACTIVATIONS:
@@ -114,14 +119,14 @@ class _Lowering:
         raise ExportError(f"TFLite: {node.target} has no counterpart here")
 
     def _flatten(self, node: torch.fx.Node) -> int:
-        x = self._values[node.args[0]]
+        x = self._values[_operand(node)]
         n, height, width, c = self.graph.shape(x)
         if height * width > 1:
             raise ExportError(f"TFLite: {node.target} would flatten a {height}×{width} map in another order")
         return self.graph.reshape(x, (n, c))
 
     def _largest_first(self, node: torch.fx.Node) -> list[int]:
-        inputs = [self._index(self._values.get(a, a)) for a in node.args]
+        inputs = [self._index(self._values[a] if isinstance(a, torch.fx.Node) else a) for a in node.args]
         if _ARITHMETIC[node.target] in ("ADD", "MUL"):
             inputs.sort(key=lambda i: -len(self.graph.shape(i)) * 10**9 - _size(self.graph.shape(i)))
         return inputs
@@ -132,14 +137,14 @@ class _Lowering:
         return value if isinstance(value, int) else self.graph.constant([value])
 
     def _activate(self, node: torch.fx.Node, activation: int) -> int:
-        x = self._values[node.args[0]]
+        x = self._values[_operand(node)]
         holders = [other for other, value in self._values.items() if isinstance(value, int) and value == x]
-        if holders == [node.args[0]] and _only_user(holders[0]) and self.graph.fuse(x, activation):
+        if holders == [_operand(node)] and _only_user(holders[0]) and self.graph.fuse(x, activation):
             return x
         return layers.elementwise(self.graph, "RELU" if activation == RELU else "RELU6", x)
 
     def _convolution(self, node: torch.fx.Node, module: nn.Conv2d) -> int:
-        g, x = self.graph, self._values[node.args[0]]
+        g, x = self.graph, self._values[_operand(node)]
         kernel, bias = module.weight, module.bias
         norm = _only_user(node)
         if norm is not None and isinstance(norm := self._modules.get(str(norm.target)), nn.BatchNorm2d):
@@ -163,7 +168,7 @@ class _Lowering:
         return self.graph.add("PAD", [x, sizes], shape, "PadOptions")
 
     def _norm(self, node: torch.fx.Node, x: int, module: nn.BatchNorm2d) -> int:
-        before = node.args[0]
+        before = _operand(node)
         if isinstance(self._modules.get(str(before.target)), nn.Conv2d) and _only_user(before) is node:
             return self._values.pop(before)
         scale, shift = _affine(module)
@@ -172,8 +177,15 @@ class _Lowering:
 
 
 def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    if norm.running_mean is None or norm.running_var is None:
+        raise ExportError("TFLite: a batch norm without running statistics has no counterpart here")
     scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
     return scale, norm.bias - norm.running_mean * scale
+
+
+def _operand(node: torch.fx.Node) -> torch.fx.Node:
+    """What a node takes first."""
+    return node.all_input_nodes[0]
 
 
 def _only_user(node: torch.fx.Node) -> torch.fx.Node | None:
