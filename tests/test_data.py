@@ -231,6 +231,29 @@ def test_synthetic_images_are_the_same_every_time_and_learnable():
     assert (guess == first.test.labels).float().mean() > 0.9
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("side", [24, 5])
+def test_resized_images_are_those_of_pillow(side, channels_last):
+    dataset = synthetic(resize=side)
+    images, labels = everything(loaders(dataset, channels_last=channels_last).test)
+    assert dataset.input_size == (3, side, side)
+    assert images.shape == (21, 3, side, side)
+    assert images.is_contiguous(memory_format=torch.channels_last) == channels_last
+    assert torch.equal(labels, dataset.test.labels)
+    for found, original in zip(pixels(dataset, images), dataset.test.images, strict=True):
+        picture = Image.fromarray(original.permute(1, 2, 0).numpy()).resize((side, side), Image.Resampling.BILINEAR)
+        expected = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        assert (found.int() - expected.int()).abs().max() <= 1  # Pillow rounds after each direction
+
+
+def test_augmented_images_are_resized_after_it():
+    options = {"crop_padding": 2, "flip": True}
+    images, labels = at_epoch(loaders(synthetic(**options, resize=16)).train, 3)
+    plain, same = at_epoch(loaders(synthetic(**options)).train, 3)
+    assert torch.equal(labels, same)
+    torch.testing.assert_close(images, F.interpolate(plain, 16, mode="bilinear", antialias=True))
+
+
 # --- the held-out part -----------------------------------------------------------------------------------------------
 
 
@@ -608,6 +631,8 @@ def test_what_is_kept_in_memory(folder, monkeypatch):
 def test_settings_that_exclude_each_other(folder):
     with pytest.raises(DatasetError, match=r"crop_padding=2.*in_memory=true"):
         from_timm(folder, in_memory=False, crop_padding=2)
+    with pytest.raises(DatasetError, match=r"resize=64.*dataset\.input_size=64"):
+        from_timm(folder, in_memory=False, resize=64)
     with pytest.raises(DatasetError, match=r"dataset\.transform.*in_memory=false"):
         from_timm(folder, in_memory=True, transform={"no_aug": True})
     with pytest.raises(DatasetError, match="auto, true or false"):
@@ -687,6 +712,8 @@ def test_unknown_names_and_options_list_the_choices():
     [
         ({"crop_padding": -1}, "crop_padding"),
         ({"crop_padding": "2px"}, "crop_padding must be a whole number, got '2px'"),
+        ({"resize": 0}, "resize must be at least 1, got 0"),
+        ({"resize": [96, 96]}, r"resize must be a whole number.*, got \[96, 96\]"),
         ({"flip": "maybe"}, "flip must be true or false, got 'maybe'"),
         ({"holdout": None}, "holdout must be a finite number, got None"),
         ({"size": "big"}, "size must be a whole number, got 'big'"),

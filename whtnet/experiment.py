@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from whtnet.backbones import build_backbone, weights_identity
+from whtnet.backbones import build_backbone, weights_identity, without_weights
 from whtnet.data import data_identity, load_dataset, source_defaults
 from whtnet.engine import TrainConfig
 from whtnet.errors import UserError
@@ -230,7 +230,7 @@ class Experiment:
 def _policy_of(policy: Policy, backbone: Choice) -> Policy:
     """The one that ``policy`` names for the backbone's architecture."""
     with torch.device("meta"):
-        return policy.for_model(build_backbone(**{**backbone.to_dict(), "pretrained": False, "weights": None}))
+        return policy.for_model(build_backbone(**without_weights(backbone.to_dict())))
 
 
 def _backbone_defaults() -> dict[str, Any]:

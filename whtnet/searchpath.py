@@ -20,7 +20,15 @@ _PATH = re.compile(rf"backbone/((?:{'|'.join(LIBRARIES)})/[^/]+?)(?:\.yaml)?")
 _OWN = re.compile(r"(backbone|dataset)/([^/:]+:[^/:]+?)(?:\.yaml)?")
 _OWN_SETTINGS: dict[str, dict[str, object]] = {
     "backbone": {"weights": None},
-    "dataset": {"root": None, "holdout": 0.0, "crop_padding": 0, "flip": False, "mean": None, "std": None},
+    "dataset": {
+        "root": None,
+        "holdout": 0.0,
+        "crop_padding": 0,
+        "flip": False,
+        "resize": None,
+        "mean": None,
+        "std": None,
+    },
 }
 _POLICY = re.compile(r"policy/(.+?)(?:\.yaml)?")
 

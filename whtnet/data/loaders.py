@@ -117,6 +117,7 @@ class MemoryLoader(Loader):
         std: of each channel, likewise.
         crop_padding: width of the black border in which training images are shifted at random (:func:`crop_and_flip`).
         flip: mirror training images with probability ½.
+        size: height and width of the batches' images; others are resized, after their augmentation. None for their own.
         options: of :class:`Loader`.
     """
 
@@ -128,6 +129,7 @@ class MemoryLoader(Loader):
         *,
         crop_padding: int = 0,
         flip: bool = False,
+        size: tuple[int, int] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(split, **options)
@@ -135,6 +137,7 @@ class MemoryLoader(Loader):
         self.images, self.labels = split.images.to(self.store), split.labels.to(self.store)
         self.mean, self.std = (torch.tensor(values, device=self.device).view(1, -1, 1, 1) for values in (mean, std))
         self.crop_padding, self.flip = crop_padding, flip
+        self.resize = size if size and size != tuple(split.images.shape[-2:]) else None
         self.augments = self.seed is not None and (crop_padding > 0 or flip)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -151,8 +154,12 @@ class MemoryLoader(Loader):
             yield self._normalise(images.to(self.device)), self.labels[chosen].to(self.device)
 
     def _normalise(self, images: Tensor) -> Tensor:
+        images = images.contiguous(memory_format=self.memory_format).float()
+        if self.resize:  # antialiased, as Pillow does it
+            resized = F.interpolate(images, self.resize, mode="bilinear", antialias=True)
+            images = resized.contiguous(memory_format=self.memory_format)
         # The order of operations of torchvision's ToTensor and Normalize, so that both paths give the same numbers.
-        return images.contiguous(memory_format=self.memory_format).float().div_(255).sub_(self.mean).div_(self.std)
+        return images.div_(255).sub_(self.mean).div_(self.std)
 
 
 class FileLoader(Loader):

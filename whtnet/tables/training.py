@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from whtnet.backbones import build_backbone
+from whtnet.backbones import build_backbone, without_weights
 from whtnet.policy import Policy, apply_policy_
 from whtnet.tables.counts import relative_change
 from whtnet.tables.runs import Compose, Runs
@@ -82,7 +82,8 @@ def count_training_rows(
         counts[row["id"]] = []
         for size in spec.counted:
             config = compose([*spec.overrides, *row["overrides"], *size.get("overrides", ())])
-            model = build_backbone(**config["backbone"], num_classes=_CLASSES).to("meta")  # nothing is computed
+            backbone = without_weights(config["backbone"])
+            model = build_backbone(**backbone, num_classes=_CLASSES).to("meta")  # nothing is computed
             report = apply_policy_(model, Policy.from_dict(config["policy"]), tuple(size["input_size"]))
             counts[row["id"]].append(report.to_dict()["after"])
         on_step(row["id"])
