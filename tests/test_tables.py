@@ -1,12 +1,15 @@
 import csv
 import io
 import json
+import math
 import re
 
 import pytest
-from shipped import EXPERIMENTS, ROOT, SHIPPED
+from shipped import EXPERIMENTS, ROOT, SHIPPED, compose_config
 
+from whtnet.backbones import build_backbone, without_weights
 from whtnet.errors import UserError
+from whtnet.policy import Policy, apply_policy_
 from whtnet.records import put_record, write_json
 from whtnet.tables import (
     Column,
@@ -264,6 +267,28 @@ def test_recorded_costs_are_those_counted(name):
     assert {len(costs) for costs in counts.values()} == {len(spec.counted)}
     for (row, _), runs in SHIPPED.runs(spec).rows.items():
         assert all(run["cost"] == counts[row][0] for run in runs)
+
+
+def test_rows_that_are_fine_tuned_replace_the_last_third_of_the_blocks():
+    spec = load_spec(EXPERIMENTS, "efficientnet_lite0_cifar10")
+    widths = [(112, 672), (672, 192), *[(192, 1152), (1152, 192)] * 3, (192, 1152), (1152, 320)]
+    weights = sum(a * b for a, b in widths)
+    size_of_block = {  # of each site, the numbers that its layer has
+        "conv1x1": lambda a, b: 2 * math.gcd(a, b, 1024),  # thresholds and weights: the largest power of two in both
+        "one_block": lambda a, b: 2 ** math.ceil(math.log2(max(a, b))),
+        "crop_or_tile": lambda a, b: 0,
+    }
+    counts = json.loads((ROOT / "results" / f"{spec.name}.json").read_text())["rows"]
+    for row in spec.rows[1:]:
+        config = compose_config([*spec.overrides, *row["overrides"]])
+        model = build_backbone(**without_weights(config["backbone"])).to("meta")
+        report = apply_policy_(model, Policy.from_dict(config["policy"]), tuple(spec.counted[0]["input_size"]))
+        blocks = [site.name.rsplit(".", 1)[0] for site in report.replacements]
+        assert blocks == [f"blocks.{name}" for name in ("5.0", "5.1", "5.2", "5.3", "6.0") for _ in range(2)]
+        kind = "one_block" if "policy.options.block_size=null" in row["overrides"] else config["policy"]["name"]
+        layers = sum(size_of_block[kind](a, b) for a, b in widths)
+        before, after = (counts[name][0]["parameters"] for name in ("baseline", row["id"]))
+        assert before - after == weights - layers
 
 
 def test_sample_standard_deviation():
