@@ -90,10 +90,11 @@ def test_keras_recipe_drops_at_80_120_160_180_and_decays_kernels_only():
     assert {group["eps"] for group in optimizer.param_groups} == {1e-7}
 
 
-def test_adam_short_recipe():
-    c = recipe("adam_short")
+@pytest.mark.parametrize(("name", "epochs", "lr"), [("adam_short", 15, 0.003), ("finetune", 4, 0.001)])
+def test_recipes_with_adamw(name, epochs, lr):
+    c = recipe(name)
     assert type(make_optimizer(make_model(), c)) is torch.optim.AdamW
-    assert (c.epochs, c.schedule, c.lr, c.decay_spectral) == (15, "onecycle", 0.003, False)
+    assert (c.epochs, c.schedule, c.lr, c.decay_spectral) == (epochs, "onecycle", lr, False)
 
 
 # --- Parameter groups ---
