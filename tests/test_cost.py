@@ -7,11 +7,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from whtnet import BWHT1d, FWHT2d, HTPerceptron2d, apply_policy_
 from whtnet.backbones import build_backbone
-from whtnet.cost import measure_cost
+from whtnet.cost import count_cost, meta_probe
 
 
 def count(*layers, size=(3, 32, 32)):
-    return measure_cost(nn.Sequential(*layers), size)
+    return count_cost(*meta_probe(nn.Sequential(*layers), size))
 
 
 def test_macs_of_layers_with_known_costs():
@@ -23,7 +23,7 @@ def test_macs_of_layers_with_known_costs():
 def test_resnet20_has_its_published_macs():
     # 40.55M multiply-adds in 3×3 convolutions and the classifier (He et al.'s network), plus the two 1×1 shortcuts.
     shortcuts = 16 * 16 * 16 * 32 + 8 * 8 * 32 * 64
-    assert measure_cost(build_backbone("resnet20"), (3, 32, 32)).macs == 40_551_040 + shortcuts
+    assert count_cost(*meta_probe(build_backbone("resnet20"), (3, 32, 32))).macs == 40_551_040 + shortcuts
 
 
 def test_transforms_cost_additions_and_no_macs():
@@ -41,7 +41,7 @@ def test_transforms_cost_additions_and_no_macs():
 def test_statistics_and_trainable_parameters_only():
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.BatchNorm2d(8, track_running_stats=False))
     model[0].weight.requires_grad_(False)
-    cost = measure_cost(model, (3, 4, 4))
+    cost = count_cost(*meta_probe(model, (3, 4, 4)))
     assert (cost.parameters, cost.bn_statistics, cost.parameters_with_bn_statistics) == (8 + 16 + 16, 16, 56)
 
 
@@ -51,7 +51,7 @@ def test_measuring_leaves_the_model_alone():
     calls = []
     model.register_forward_hook(lambda *args: calls.append(args))
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    measure_cost(model, (3, 32, 32))
+    count_cost(*meta_probe(model, (3, 32, 32)))
     assert model.training
     assert not calls
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
@@ -73,7 +73,7 @@ def test_macs_are_those_that_pytorch_counts(backbone, size):
     model = build_backbone(backbone)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         copy.deepcopy(model).to("meta").eval()(torch.empty(1, 3, size, size, device="meta"))
-    assert measure_cost(model, (3, size, size)).macs == counter.get_total_flops() // 2 > 0
+    assert count_cost(*meta_probe(model, (3, size, size))).macs == counter.get_total_flops() // 2 > 0
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_macs_are_those_that_pytorch_counts(backbone, size):
 )
 def test_a_report_says_what_counting_the_model_again_says(backbone, policy):
     model, size = build_backbone(backbone), (3, 32, 32)
-    before = measure_cost(model, size)
+    before = count_cost(*meta_probe(model, size))
     report = apply_policy_(model, policy, size)
     assert report.before == before
-    assert report.after == measure_cost(model, size)
+    assert report.after == count_cost(*meta_probe(model, size))

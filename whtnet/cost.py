@@ -135,13 +135,3 @@ def count_cost(probe: nn.Module, image: Tensor) -> Cost:
     with torch.inference_mode(False), torch.no_grad(), counter:
         probe(image)
     return counter.cost
-
-
-def measure_cost(model: nn.Module, input_size: tuple[int, int, int]) -> Cost:
-    """Count the cost of ``model`` by a forward pass on the meta device; the model itself is not touched.
-
-    Args:
-        model: any image model.
-        input_size: one image, (C, H, W).
-    """
-    return count_cost(*meta_probe(model, input_size))

@@ -175,8 +175,9 @@ def check_released(specs: Iterable[TableSpec], on_step: Callable[[str], None]) -
             yield Check(spec.name, FAILED, str(error))
         else:
             for row in found:
-                problem = f"{row['ours']:.2f} % are right, the log says {row['best']:.2f} %"
-                yield passed_or_failed(f"{spec.name}: {row['id']}", "" if is_equal(row) else problem)
+                differs = f"{row['ours']:.2f} % are right, the log says {row['best']:.2f} %"
+                problem = "" if is_equal(row["ours"], row["best"]) else differs
+                yield passed_or_failed(f"{spec.name}: {row['id']}", problem)
 
 
 def check_weights(results: Results) -> Iterator[Check]:

@@ -1,7 +1,7 @@
 """Find the places of a network that a Walsh-Hadamard layer could take, by one forward pass on the meta device."""
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,54 +89,56 @@ def find_sites(model: nn.Module, input_size: tuple[int, int, int]) -> SiteMap:
     aliases: dict[int, list[str]] = defaultdict(list)
     for name, module in model.named_modules(remove_duplicate=False):
         aliases[id(module)].append(name)
-
-    found: list[tuple[str, str]] = []
-    for name in trace.order:
-        kind = _kind(modules[name], trace.shapes[name])
-        opaque = any(isinstance(modules[p], SpectralLayer | NormedFWHT2d) for p in _ancestors(name))
-        in_squeeze_excite = any(_is_squeeze_excite(modules[p]) for p in _ancestors(name))
-        if kind and not opaque and not in_squeeze_excite:
-            found.append((name, kind))
-    if (pool := _pooling_site(trace, modules)) is not None:
-        found.append((pool, "before_gap"))
-
-    counts: dict[tuple[int | None, str], int] = defaultdict(int)
-    for name, kind in found:
-        counts[block_of.get(name), kind] += 1
-    seen: dict[tuple[int | None, str], int] = defaultdict(int)
+    kinds = _kinds(trace, modules)
+    counts = Counter((block_of.get(name), kind) for name, kind in kinds.items())
+    seen: Counter[tuple[int | None, str]] = Counter()
     result = SiteMap(cost, blocks=len(set(block_of.values())), stages=len(set(stage_of.values())))
-    first, last = trace.span_of(block_of)
-    for name, kind in found:
+    for name, kind in kinds.items():
         block = block_of.get(name)
         key = (block, kind)
         seen[key] += 1
-        position = trace.order.index(name)
-        part = "blocks" if block else "stem" if position < first else "head" if position > last else "between"
-        shapes = trace.shapes[name]
-        into, out = shapes[-1]
-        if isinstance(modules[name], nn.Linear):
-            into, out = (into[-1], *into[:-1]), (out[-1], *out[:-1])
-        append = name == trace.producer
-        if kind == "before_gap":
-            part = "head"
-            into = out = out if append else into
+        into, out = _shapes(trace, modules[name], name, kind)
         result.sites.append(
             Site(
-                name,
-                kind,
-                modules[name],
-                tuple(aliases[id(modules[name])]),
-                into,
-                out,
-                frozenset(shapes),
-                part,
-                block,
-                None if block is None else stage_of[block],
-                (seen[key], seen[key] - counts[key] - 1),
-                append,
+                name=name,
+                kind=kind,
+                module=modules[name],
+                aliases=tuple(aliases[id(modules[name])]),
+                input_shape=into,
+                output_shape=out,
+                maps=frozenset(trace.shapes[name]),
+                part="head" if kind == "before_gap" else trace.part_of(name, block_of),
+                block=block,
+                stage=None if block is None else stage_of[block],
+                nth=(seen[key], seen[key] - counts[key] - 1),
+                append=name == trace.producer,
             )
         )
     return result
+
+
+def _kinds(trace: "_Trace", modules: dict[str, nn.Module]) -> dict[str, str]:
+    """The kind of each site by its name, in order; what lies in a layer of this package, or in an SE block, is none."""
+    found: dict[str, str] = {}
+    for name in trace.order:
+        kind = _kind(modules[name], trace.shapes[name])
+        above = [modules[ancestor] for ancestor in _ancestors(name)]
+        opaque = any(isinstance(module, SpectralLayer | NormedFWHT2d) or _is_squeeze_excite(module) for module in above)
+        if kind and not opaque:
+            found[name] = kind
+    if (pool := _pooling_site(trace, modules)) is not None:
+        found[pool] = "before_gap"
+    return found
+
+
+def _shapes(trace: "_Trace", module: nn.Module, name: str, kind: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What goes in and out, (C, H, W)."""
+    into, out = trace.shapes[name][-1]
+    if isinstance(module, nn.Linear):
+        return (into[-1], *into[:-1]), (out[-1], *out[:-1])
+    if kind == "before_gap":
+        return (out, out) if name == trace.producer else (into, into)
+    return into, out
 
 
 class _Trace(TorchDispatchMode):
@@ -153,9 +155,14 @@ class _Trace(TorchDispatchMode):
         self.pooled_from: str | None = None  # the module whose forward called the pooling
         self.producer: str | None = None
 
-    def span_of(self, block_of: dict[str, int]) -> tuple[int, int]:
-        positions = [i for i, name in enumerate(self.order) if name in block_of]
-        return (positions[0], positions[-1]) if positions else (len(self.order), len(self.order))
+    def part_of(self, name: str, block_of: dict[str, int]) -> str:
+        if name in block_of:
+            return "blocks"
+        inside = [i for i, other in enumerate(self.order) if other in block_of]
+        position = self.order.index(name)
+        if not inside or position < inside[0]:
+            return "stem"
+        return "head" if position > inside[-1] else "between"
 
     def enter(self, name: str, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         if name not in self.shapes and name not in self.order:

@@ -8,6 +8,7 @@ from whtnet.bench import measure
 from whtnet.export import RUNTIMES
 from whtnet.tables.measure import Step
 from whtnet.tables.spec import TableSpec
+from whtnet.tables.speed import CLAIM_COLUMNS
 from whtnet.tables.table import NOT_AT_HAND, Cell, Column, Table
 
 THREADS, BATCHES = (1, 2), (1, 64)
@@ -150,10 +151,7 @@ _LAYER_COLUMNS = (
         )
     ),
     Column("memory", "peak memory (MB)", ".1f", 1e-6),
-    Column("memory_change", "memory", "+.1%"),
-    Column("published_ratio", "published ×", "g"),
-    Column("published_memory_change", "published memory", "+.2%"),
-    Column("source"),
+    *CLAIM_COLUMNS,
 )
 
 

@@ -1,5 +1,6 @@
 """What each layer of some trained networks does: measured on their checkpoints, and as tables."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -8,7 +9,8 @@ from torch import nn
 
 from whtnet.classifier import Classifier
 from whtnet.data import load_dataset
-from whtnet.evaluation import collect
+from whtnet.data.loaders import Loader
+from whtnet.engine import evaluate
 from whtnet.inspection import layer_effects
 from whtnet.tables.spec import TableSpec
 from whtnet.tables.table import Column, Table
@@ -56,19 +58,15 @@ def measure_layers(
         )
         network.to(memory_format=torch.channels_last)
         images, labels = zip(*(batch for batch, _ in zip(loaders.train, range(_BATCHES), strict=False)), strict=True)
-        accuracy = _accuracy_on(network, loaders.test)
+        accuracy = functools.partial(_top1, network, loaders.test)
         layers = layer_effects(network, list(zip(images, labels, strict=True)), accuracy)
         rows.append({"id": row["id"], "top1": accuracy(), "layers": layers})
         on_step(done / len(spec.rows), row["id"])
     return rows
 
 
-def _accuracy_on(network: nn.Module, batches: Any) -> Callable[[], float]:
-    def accuracy() -> float:
-        logits, labels = collect(network, batches)
-        return 100 * (logits.argmax(1) == labels).double().mean().item()
-
-    return accuracy
+def _top1(network: nn.Module, batches: Loader) -> float:
+    return evaluate(network, batches)["top1"]
 
 
 def layer_tables(spec: TableSpec, rows: Sequence[Mapping[str, Any]]) -> list[Table]:

@@ -49,9 +49,9 @@ def _measure(row: Mapping[str, Any], folder: Path, on_step: Callable[[str], None
     return {"id": row["id"], "parameters": parameters, **{key: round(value, 2) for key, value in accuracies.items()}}
 
 
-def is_equal(measured: Mapping[str, Any]) -> bool:
-    """Whether our accuracy of a row is the one that the log says for its best epoch, which was released."""
-    return abs(measured["ours"] - measured["best"]) < TOLERANCE + 1e-9
+def is_equal(ours: float, logged: float) -> bool:
+    """Whether an accuracy is the one that a log says, that of the best epoch for what was released."""
+    return abs(ours - logged) < TOLERANCE + 1e-9
 
 
 def released_tables(spec: TableSpec, measured: Sequence[Mapping[str, Any]]) -> list[Table]:
@@ -65,7 +65,9 @@ def released_tables(spec: TableSpec, measured: Sequence[Mapping[str, Any]]) -> l
         Column("ours", "test top-1 here (%)", ".2f"),
         Column("verdict", f"equal to the best (±{TOLERANCE})"),
     )
+    verdicts = ["equal" if is_equal(row["ours"], row["best"]) else "differs" for row in measured]
     rows = [
-        {"network": labels[row["id"]], **row, "verdict": "equal" if is_equal(row) else "differs"} for row in measured
+        {"network": labels[row["id"]], **row, "verdict": verdict}
+        for row, verdict in zip(measured, verdicts, strict=True)
     ]
     return [Table(spec.title, columns, rows, spec.intro)]

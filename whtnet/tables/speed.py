@@ -10,6 +10,14 @@ from whtnet.tables.table import NOT_AT_HAND, Cell, Column, Table
 
 _STEPS = {f"inference, batch {batch}": f"inference_{batch}" for batch in BATCHES} | {"training step": "training"}
 
+CLAIM_COLUMNS = (
+    Column("memory_change", "memory", "+.1%"),
+    Column("published_ratio", "published ×", "g"),
+    Column("published_memory_change", "published memory", "+.2%"),
+    Column("source"),
+)
+"""The change of memory, and what is published on speed and memory."""
+
 _LAYER_COLUMNS = (
     Column("test"),
     Column("layer"),
@@ -19,10 +27,7 @@ _LAYER_COLUMNS = (
     Column("training_s", "forward + backward (ms)", ".3f", 1e3, quartiles=True),
     Column("training_ratio", "× both", ".1f", quartiles=True),
     Column("peak_bytes", "peak memory (MB)", ".1f", 1e-6),
-    Column("memory_change", "memory", "+.1%"),
-    Column("published_ratio", "published ×", "g"),
-    Column("published_memory_change", "published memory", "+.2%"),
-    Column("source"),
+    *CLAIM_COLUMNS,
 )
 _TIMES = 7  # the columns of times come first
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from whtnet.tables.released import TOLERANCE, is_equal
 from whtnet.tables.results import Results
 from whtnet.tables.spec import TableError, TableSpec
 from whtnet.tables.speed import memory_change, speed_ratio
@@ -13,9 +14,6 @@ from whtnet.tables.table import Cell, Column, Shown, Spread, Table
 from whtnet.tables.training import TrainedRow
 
 REPRODUCED, IN_PART, NOT_REPRODUCED, NOT_RUN = "reproduced", "only in part", "not reproduced", "not run"
-TOLERANCE = 0.02
-"""Points of accuracy by which the evaluation of released weights may differ from their log."""
-
 RULES = (
     "Verdicts are computed. A count is reproduced where it is equal; a speed or a memory where ours is at least as "
     f"good; released weights where they give what their log says within {TOLERANCE} points.",
@@ -148,7 +146,7 @@ def _weights(claim: Claim, spec: TableSpec, results: Results) -> dict[str, Any]:
     ours = {row["id"]: row["ours"] for row in measured.get("rows", ())}.get(claim.row)
     if ours is None:
         return {}
-    good = abs(ours - claim.published) <= TOLERANCE + 1e-9
+    good = is_equal(ours, claim.published)
     control = next((row["ours"] for row in measured["rows"] if row["id"] == claim.control), None)
     return {"ours": ours, "verdict": REPRODUCED if good else NOT_REPRODUCED} | ({"control": control} if control else {})
 
