@@ -10,7 +10,7 @@ from shipped import EXPERIMENTS
 from torch.nn import functional as F
 
 from whtnet import released
-from whtnet.backbones import build_backbone
+from whtnet.backbones import BackboneError, build_backbone
 from whtnet.classifier import Classifier
 from whtnet.data import DatasetNotFoundError, load_dataset
 from whtnet.released import MODELS, ReleasedError, import_released, logged_accuracies, released_folder
@@ -130,7 +130,7 @@ def without(name):
 )
 def test_a_file_of_another_network_is_refused(weights, words, tmp_path):
     torch.save(weights(), tmp_path / "theirs.pth")
-    with pytest.raises(ReleasedError, match=rf"theirs\.pth.*{words}"):
+    with pytest.raises(BackboneError, match=rf"theirs\.pth.*{words}"):
         import_released(tmp_path / "theirs.pth", THREE)
 
 
@@ -139,7 +139,7 @@ def test_what_is_not_there_is_named(tmp_path, monkeypatch):
         import_released(tmp_path, "x")
     (tmp_path / "broken.pth").write_bytes(b"no checkpoint")
     for name in ("nothing.pth", "broken.pth"):
-        with pytest.raises(ReleasedError, match=f"{name} can't be read"):
+        with pytest.raises(BackboneError, match=f"{name} can't be read"):
             import_released(tmp_path / name, THREE)
     with pytest.raises(ReleasedError, match=r"resnet20-WHTConvx3\.test_acc\.npy can't be read"):
         logged_accuracies(tmp_path, THREE)

@@ -77,7 +77,7 @@ def changed(change):
     ("content", "words"),
     [
         (lambda: changed(lambda s: s.pop("bn1.weight")), "it lacks bn1.weight$"),
-        (lambda: changed(lambda s: s.update(extra=torch.ones(1))), "it has extra, which the backbone has not$"),
+        (lambda: changed(lambda s: s.update(extra=torch.ones(1))), "it has extra, which the network has not$"),
         (
             lambda: changed(lambda s: s.update({"bn1.bias": torch.ones(3)})),
             r"it has bn1.bias of shape \(3,\), not \(16,\)$",

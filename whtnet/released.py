@@ -6,9 +6,7 @@ coefficients of the WHTConv networks are in sequency order, those of HTConv in n
 """
 
 import os
-import pickle
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from whtnet.backbones.state_dicts import check_state_dict, read_state_dict
 from whtnet.classifier import Classifier
 from whtnet.errors import UserError
 from whtnet.layers import HTPerceptron2d
@@ -110,7 +109,8 @@ def import_released(path: Path, name: str) -> Classifier:
         name: of the model, a key of :data:`MODELS`.
 
     Raises:
-        ReleasedError: naming the file and what in it is missing, left over or of another shape.
+        ReleasedError: for a name that there is not.
+        BackboneError: naming the file and what in it is missing, left over or of another shape.
     """
     model = released_model(name)
     policy = explicit_policy(load_policy(model.policy))
@@ -118,7 +118,7 @@ def import_released(path: Path, name: str) -> Classifier:
     facts = {"data set": "cifar10", "weights": f"{model.stem}.pth of HT-2023's authors (phy710/ICML2023-HT, MIT)"}
     data = {"name": "cifar10", "mean": list(_MEAN), "std": list(_STD)}
     classifier = Classifier(backbone, policy, _CLASSES, (3, 32, 32), _MEAN, _STD, data, facts)
-    classifier.network.load_state_dict(_translated(path, classifier.network, model.order))
+    classifier.network.load_state_dict(_translated(path, classifier.network, model.order), strict=False)
     return classifier.eval()
 
 
@@ -138,7 +138,7 @@ _RENAMED = (
 
 def _translated(path: Path, network: nn.Module, order: str) -> dict[str, Tensor]:
     """The state dict of ``network`` that a released checkpoint holds."""
-    theirs = {_our_name(name): value for name, value in _read(path).items()}
+    theirs = {_our_name(name): value for name, value in read_state_dict(path).items()}
     ours = network.state_dict()
     stacked = [
         f"{name}.{parameter}"
@@ -148,8 +148,8 @@ def _translated(path: Path, network: nn.Module, order: str) -> dict[str, Tensor]
     ]
     wanted = {name: value for name, value in ours.items() if name not in stacked}
     wanted |= {f"{name}.{path}": value for name in stacked for path, value in enumerate(ours[name])}
-    _compare(path, theirs, wanted)
-    weights = {name: theirs[name] for name in ours if name not in stacked}
+    check_state_dict(f"{path} is another network (names are ours)", theirs, wanted)
+    weights = {name: theirs[name] for name in ours if name in theirs}
     for name in stacked:
         paths = torch.stack([theirs[f"{name}.{path}"] for path in range(len(ours[name]))])
         weights[name] = _natural(paths) if order == "sequency" else paths
@@ -167,27 +167,3 @@ def _natural(spectra: Tensor) -> Tensor:
     for dim in (-2, -1):
         spectra = spectra.index_select(dim, sequency_permutation(spectra.shape[dim]).argsort())
     return spectra
-
-
-def _read(path: Path) -> Mapping[str, Tensor]:
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ReleasedError(f"{path} can't be read as a checkpoint: {reason}") from error
-    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise ReleasedError(f"{path} holds no state dict, which names tensors")
-    return weights
-
-
-def _compare(path: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    problems = [f"lacks {name}" for name in wanted if name not in found]
-    problems += [f"has {name}, which the network has not" for name in found if name not in wanted]
-    problems += [
-        f"has {name} of shape {tuple(found[name].shape)}, not {tuple(like.shape)}"
-        for name, like in wanted.items()
-        if name in found and found[name].shape != like.shape
-    ]
-    if problems:
-        more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise ReleasedError(f"{path} is another network (names are ours): it {'; '.join(problems[:3])}{more}")

