@@ -9,7 +9,7 @@ import argparse
 import copy
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from whtnet.backbones import build_backbone
 from whtnet.console import console, exit_on_user_error
 from whtnet.experiment import Experiment
 from whtnet.records import RecordError, is_layers_file, layers_beside, plain, put_record, remove_record
+
+Record = Mapping[str, Any]
 
 _COMMON = {"threshold": "smooth", "clamp": False, "keep_dc": False, "norm": "ortho", "initial_threshold": 0.1}
 _FWHT2D = {"weight": True, "residual": False, **_COMMON}
@@ -46,21 +48,26 @@ def main() -> None:
         parser.add_argument(f"--{label}", help=f"the {label} of records that name none")
     arguments = parser.parse_intermixed_args()
     labels = {name: value for name in ("table", "row", "recipe") if (value := getattr(arguments, name))}
-    written, dirty = 0, 0
-    for file in (file for path in arguments.files for file in _files(path)):
-        for old in _read(file):
-            if old["environment"]["dirty"]:
-                dirty += 1
-                continue
-            path = put_record(arguments.into, *migrate(labels | old, file))
-            if arguments.into in file.parents and not file.samefile(path):
-                remove_record(file)
-            written += 1
-    console.print(f"{written} records written to {arguments.into}, {dirty} of uncommitted code left out")
+    found = [(old, file) for path in arguments.files for file in _files(path) for old in _read(file)]
+    clean = [(old, file) for old, file in found if not old["environment"]["dirty"]]
+    renamed: dict[str, str] = {}
+    for old, file in _starts_first(clean):
+        record, layers = migrate(labels | old, file, renamed)
+        renamed[old.get("identity", "")] = record["identity"]
+        path = put_record(arguments.into, record, layers)
+        if arguments.into in file.parents and not file.samefile(path):
+            remove_record(file)
+    left_out = len(found) - len(clean)
+    console.print(f"{len(clean)} records written to {arguments.into}, {left_out} of uncommitted code left out")
 
 
-def migrate(old: Mapping[str, Any], file: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def migrate(old: Record, file: Path, renamed: Mapping[str, str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """A record of ``file`` as today's version writes it, and its layers' statistics.
+
+    Args:
+        old: the record.
+        file: where it lies.
+        renamed: today's identities of records that it may have begun with, by the identities that they had.
 
     Raises:
         RecordError: naming the file, for a record of another format.
@@ -76,7 +83,10 @@ def migrate(old: Mapping[str, Any], file: Path) -> tuple[dict[str, Any], list[di
             if "families" in settings["policy"]:  # an earlier format 2
                 rules = _rules(settings["policy"], settings["backbone"])
                 settings = settings | {"policy": {"name": settings["policy"]["name"], "rules": rules}}
-            experiment = replace(Experiment.from_config(settings), known_inputs=old["inputs"])
+            inputs = dict(old["inputs"])
+            if "start" in inputs:
+                inputs["start"] = renamed.get(inputs["start"], inputs["start"])
+            experiment = replace(Experiment.from_config(settings), known_inputs=inputs)
         case found:
             raise RecordError(f"{file} has a record of format {found}; take the version that wrote it")
     labels = {name: old.pop(name) for name in ("table", "row", "recipe") if name in old}
@@ -85,7 +95,17 @@ def migrate(old: Mapping[str, Any], file: Path) -> tuple[dict[str, Any], list[di
     return first | {name: value for name, value in old.items() if name not in first} | made, layers
 
 
-def _settings(old: Mapping[str, Any]) -> dict[str, Any]:
+def _starts_first(records: Sequence[tuple[Record, Path]]) -> list[tuple[Record, Path]]:
+    """The records, each behind that of the run that it began with."""
+    starts = {old["identity"]: old.get("inputs", {}).get("start") for old, _ in records if "identity" in old}
+
+    def depth(identity: str | None) -> int:
+        return 1 + depth(starts[identity]) if identity in starts else 0
+
+    return sorted(records, key=lambda record: depth(record[0].get("identity")))
+
+
+def _settings(old: Record) -> dict[str, Any]:
     settings = old["settings"]
     trainer = settings["trainer"]
     if trainer["channels_last"] is None:  # where it helps: a GPU, or bfloat16

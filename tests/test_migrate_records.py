@@ -61,7 +61,7 @@ def rules_of(record):
 
 
 def test_the_rules_are_those_of_the_backbone_with_every_option_as_it_was(script):
-    record, layers = script.migrate(old(), Path())
+    record, layers = script.migrate(old(), Path(), {})
     first, second = rules_of(record)
     assert (first["where"], first["options"]["threshold"], first["options"]["weight"]) == ({"nth": 2}, "soft", True)
     assert (second["replace"], second["options"]["block_size"], second["options"]["norm"]) == ("BWHT1d", None, "ortho")
@@ -76,10 +76,10 @@ def test_a_layer_is_what_it_was_though_its_defaults_changed(script):
     """The number of parameters tells the forms apart."""
     policy = {"name": "x", "options": {"paths": 3}, "rules": [{"match": "conv3x3", "replace": "HTPerceptron2d"}]}
     policy["rules"][0]["where"] = {"nth": 2}
-    (rule,) = rules_of(script.migrate(old(policy), Path())[0])
+    (rule,) = rules_of(script.migrate(old(policy), Path(), {})[0])
     assert rule["options"]["norm"] == "ortho"
     assert rule["options"]["paths"] == 3
-    record = script.migrate(old(), Path())[0]
+    record = script.migrate(old(), Path(), {})[0]
     replaced = apply_policy_(build_backbone("resnet20"), record["settings"]["policy"])
     assert replaced.after.parameters == 133_082
 
@@ -87,13 +87,13 @@ def test_a_layer_is_what_it_was_though_its_defaults_changed(script):
 @pytest.mark.parametrize("layer", ["Identity", "DepthwiseConv2d"])
 def test_controls_have_no_options(script, layer):
     rules = [{"match": "conv3x3", "replace": layer, "where": {"part": "blocks", "nth": -1, "stride": 1}}]
-    record = script.migrate(old({"name": "control", "rules": rules}), Path())[0]
+    record = script.migrate(old({"name": "control", "rules": rules}), Path(), {})[0]
     assert rules_of(record) == rules
 
 
 def test_a_layer_that_there_was_not_is_named(script):
     with pytest.raises(RecordError, match="no layer 'Magic'; it had BWHT1d"):
-        script.migrate(old({"name": "x", "rules": [{"match": "conv3x3", "replace": "Magic"}]}), Path())
+        script.migrate(old({"name": "x", "rules": [{"match": "conv3x3", "replace": "Magic"}]}), Path(), {})
 
 
 @pytest.mark.parametrize(
@@ -102,16 +102,16 @@ def test_a_layer_that_there_was_not_is_named(script):
 )
 def test_channels_last_was_chosen_where_it_helped(script, device, precision, expected):
     record = old(precision=precision, environment={"dirty": False, "device": device})
-    assert script.migrate(record, Path())[0]["settings"]["trainer"]["channels_last"] is expected
+    assert script.migrate(record, Path(), {})[0]["settings"]["trainer"]["channels_last"] is expected
     record = old()
     record["settings"]["trainer"]["channels_last"] = False
-    assert script.migrate(record, Path())[0]["settings"]["trainer"]["channels_last"] is False
+    assert script.migrate(record, Path(), {})[0]["settings"]["trainer"]["channels_last"] is False
 
 
 def test_a_setting_with_another_name_now_keeps_its_value(script):
     record = old()
     record["settings"]["trainer"]["spectral_lr"] = 0.1
-    assert script.migrate(record, Path())[0]["settings"]["trainer"]["spectral_lr_scale"] == 0.1
+    assert script.migrate(record, Path(), {})[0]["settings"]["trainer"]["spectral_lr_scale"] == 0.1
 
 
 def test_the_command_writes_what_replays_and_drops_what_can_not_be_traced(script, tmp_path, monkeypatch, capsys):
@@ -138,7 +138,7 @@ def test_the_command_writes_what_replays_and_drops_what_can_not_be_traced(script
 
 
 def test_after_the_change_of_a_default_records_get_the_identity_of_their_settings(script, tmp_path, monkeypatch):
-    record, layers = script.migrate(old(), Path())
+    record, layers = script.migrate(old(), Path(), {})
     kept = put_record(tmp_path, record, layers)
     moved = put_record(tmp_path, {**record, "row": "b", "identity": "0" * 64}, layers)
     monkeypatch.setattr(sys, "argv", ["migrate_records.py", str(tmp_path), "--into", str(tmp_path)])
@@ -150,9 +150,23 @@ def test_after_the_change_of_a_default_records_get_the_identity_of_their_setting
     assert len(list(tmp_path.rglob("*.json"))) == 4
 
 
+def test_a_start_that_gets_another_identity_keeps_what_began_with_it(script, tmp_path, monkeypatch):
+    record, _ = script.migrate(old(), Path(), {})
+    tuned = {**record, "row": "b", "inputs": {**record["inputs"], "start": "0" * 64}, "identity": "1" * 64}
+    last = {**tuned, "row": "a", "inputs": {**tuned["inputs"], "start": "1" * 64}, "identity": "2" * 64}
+    for one in ({**record, "row": "c", "identity": "0" * 64}, tuned, last):
+        put_record(tmp_path, one)
+    monkeypatch.setattr(sys, "argv", ["migrate_records.py", str(tmp_path), "--into", str(tmp_path)])
+    script.main()
+    third, second, first = read_records(tmp_path)
+    assert (first["identity"], second["inputs"]["start"]) == (record["identity"], record["identity"])
+    assert third["inputs"]["start"] == second["identity"] != "1" * 64
+    assert all(Experiment.from_record(one) for one in (first, second, third))
+
+
 def test_what_is_no_record_is_named(script, tmp_path, monkeypatch, capsys):
     with pytest.raises(RecordError, match=r"here has a record of format 3"):
-        script.migrate(old() | {"format": 3}, Path("here"))
+        script.migrate(old() | {"format": 3}, Path("here"), {})
     (tmp_path / "runs.jsonl").write_text('{"a": ')
     monkeypatch.setattr(sys, "argv", ["migrate_records.py", str(tmp_path / "runs.jsonl"), "--into", str(tmp_path)])
     with pytest.raises(SystemExit):
