@@ -78,6 +78,11 @@ def test_options(options, layout):
             normal(2, c_in, 4, 5, layout=layout),
             (t, parameter(*t.shape, dtype=F32, device=DEVICE)),
         )
+    for c_in, c_out, block in [(12, 20, 4), (28, 8, 4)]:
+        p = [parameter(block, dtype=F32, device=DEVICE) for _ in range(2)]
+        flags = {"out_channels": c_out, **options}
+        x = normal(2, c_in, 4, 5, layout=layout)
+        check(weighted(functional.bwht1d, **flags), weighted(reference_bwht1d, **flags), x, p)
 
 
 CHANNELS = [  # (in, out, block)
@@ -94,6 +99,35 @@ def test_bwht1d(c_in, c_out, block, layout, dtype):
         flags = {"out_channels": c_out, "stride": stride}
         x = normal(3, c_in, *spatial, dtype=dtype, layout=layout)
         check(partial(functional.bwht1d, **flags), partial(reference_bwht1d, **flags), x, (t,))
+
+
+# Blocks that share their parameters: one window, overlapping ones; means that fit blocks, straddle them, are cropped.
+SHARED = [(8, 24, 8), (12, 20, 4), (16, 5, 8), (28, 8, 4), (12, 8, 4)]
+
+
+@pytest.mark.parametrize(("layout", "dtype"), KINDS, ids=str)
+@pytest.mark.parametrize(("c_in", "c_out", "block"), SHARED)
+def test_bwht1d_of_shared_blocks(c_in, c_out, block, layout, dtype):
+    t, v = (parameter(block, dtype=dtype, device=DEVICE) for _ in range(2))
+    for stride, spatial in [(1, (3, 7)), (2, (5, 3))]:
+        flags = {"out_channels": c_out, "stride": stride}
+        x = normal(3, c_in, *spatial, dtype=dtype, layout=layout)
+        assert kernels.backend_for(x, t, v) == "gpu"
+        check(weighted(functional.bwht1d, **flags), weighted(reference_bwht1d, **flags), x, (t, v))
+    check(partial(functional.bwht1d, **flags), partial(reference_bwht1d, **flags), x, (t,))
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+def test_shared_blocks_come_out_the_same_every_time(layout):
+    for c_in, c_out in [(12, 20), (28, 8)]:
+        layer = BWHT1d(c_in, c_out, block_size=4).to(DEVICE)
+        x = normal(2 if DEVICE == "cpu" else 500, c_in, 3, 5, layout=layout)
+        results = []
+        for _ in range(2):
+            leaf = x.clone().requires_grad_()
+            y = layer(leaf)
+            results.append((y, *torch.autograd.grad(y.square().sum(), [leaf, *layer.parameters()])))
+        torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
 def test_float16():
@@ -136,6 +170,10 @@ def test_opcheck():
     torch.library.opcheck(
         torch.ops.whtnet.bwht1d.default, (x, s, torch.rand_like(s), 7, 2, "soft", True, False, "ortho")
     )
+    s = torch.rand(2, device=DEVICE, requires_grad=True)
+    torch.library.opcheck(
+        torch.ops.whtnet.bwht1d.default, (x, s, torch.rand_like(s), 6, 2, "soft", True, False, "ortho")
+    )
 
 
 def test_compiles_without_a_graph_break():
@@ -165,7 +203,8 @@ def test_values_that_are_not_finite(value, layout):
 
 
 def test_odd_memory_and_empty_batches():
-    for layer, shape in [(FWHT2d(8), (3, 16, 8, 8)), (BWHT1d(16, 24, block_size=8, blocks="separate"), (3, 16, 8, 8))]:
+    separate, shared = (BWHT1d(16, 24, block_size=8, blocks=blocks) for blocks in ("separate", "shared"))
+    for layer, shape in [(FWHT2d(8), (3, 16, 8, 8)), (separate, (3, 16, 8, 8)), (shared, (3, 16, 8, 8))]:
         layer = layer.to(DEVICE)
         x = normal(*shape)
         wanted = layer(x)

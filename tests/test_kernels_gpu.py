@@ -20,13 +20,14 @@ else:
 
     @pytest.mark.slow
     def test_kernels_in_the_interpreter():
-        environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "gpu_cases.py")]
+        environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "WHTNET_BACKEND": "gpu"}
+        tests = [str(HERE / "gpu_cases.py"), f"{HERE / 'test_layers.py'}::test_the_authors_released_layers"]
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout[-3000:]
 
 
-def compile_for(capability, name, job, dtype, **constants):
+def compile_for(capability, name, arguments, dtype, **constants):
     """Compile a kernel for a GPU that need not be there."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
@@ -34,8 +35,9 @@ def compile_for(capability, name, job, dtype, **constants):
     from whtnet.kernels import gpu_kernel
 
     kernel = getattr(gpu_kernel, name)
-    values = job.arguments(Options()) | constants
+    values = arguments | constants
     warps = values.pop("num_warps")
+    assert set(values) <= set(kernel.arg_names)
     fixed = {p.name for p in kernel.params if p.is_constexpr}
     signature, constant, attributes = {}, {}, {}
 
@@ -67,9 +69,13 @@ SHAPE = torch.Size((64, 64, 8, 8))
 JOBS = {
     "2d-nchw": gpu._job_2d(SHAPE, torch.contiguous_format, (8, 8)),
     "2d-channels_last": gpu._job_2d(SHAPE, torch.channels_last, (8, 8)),
-    "1d-channels_last": gpu._job_1d(SHAPE, torch.channels_last, 64, 64, 1),
-    "1d-expansion": gpu._job_1d(SHAPE, torch.channels_last, 32, 256, 1),
-    "1d-nchw": gpu._job_1d(SHAPE, torch.contiguous_format, 64, 64, 1),
+    "1d-channels_last": gpu._job_1d(SHAPE, torch.channels_last, (1, 64), 64, 1),
+    "1d-expansion": gpu._job_1d(SHAPE, torch.channels_last, (8, 32), 256, 1),
+    "1d-nchw": gpu._job_1d(SHAPE, torch.contiguous_format, (1, 64), 64, 1),
+    "1d-windows": gpu._job_1d(SHAPE, torch.channels_last, (32,), 256, 1),
+    "1d-windows-nchw": gpu._job_1d(SHAPE, torch.contiguous_format, (32,), 256, 1),
+    "1d-means": gpu._job_1d(SHAPE, torch.channels_last, (32,), 20, 1),
+    "1d-means-nchw": gpu._job_1d(SHAPE, torch.contiguous_format, (32,), 20, 1),
 }
 
 
@@ -77,15 +83,28 @@ JOBS = {
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("job", JOBS)
 def test_kernels_compile_for_gpus(job, capability):
+    # Overlapping windows begin at any channel: only what is written for them is aligned.
+    vectors = r"st\.global\.v4\.b32" if job == "1d-windows" else r"ld\.global\.v4\.b32"
     job, dtype = JOBS[job], "bf16" if capability == 90 else "fp32"
     has_v = job.blocks == 1 and job.side_in is job.side_out
-    forward = compile_for(capability, "forward", job, dtype, HAS_V=has_v)
-    paired = {"PAIRED": job.blocks_in == job.blocks_out, "steps": 1 if job.blocks_in != job.blocks_out else 4}
-    backward = compile_for(capability, "backward", job, dtype, HAS_V=has_v, HAS_GX=True, **paired)
+    forward = compile_for(capability, "forward", job.forward_arguments(Options()), dtype, HAS_V=has_v)
+    flags = {"HAS_V": has_v, "HAS_GX": True, "steps": 4 if job.paired else 1}
+    backward = compile_for(capability, "backward", job.backward_arguments(Options()), dtype, **flags)
     for compiled in (forward, backward):
         # The activation goes through registers alone, in whole vectors; shared memory has room for a parameter at most.
-        assert re.search(r"ld\.global\.v4\.b32", compiled.asm["ptx"])
+        assert re.search(vectors, compiled.asm["ptx"])
         assert compiled.metadata.shared <= 4 * job.points * 2
     shuffles = len(re.findall(r"shfl\.sync", forward.asm["ptx"]))
     numbers = job.tile_items * job.points / (32 * forward.metadata.num_warps)
     assert shuffles <= numbers * 2 * (job.points.bit_length() - 1)
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="nothing is compiled in the interpreter")
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("job", [name for name in JOBS if "windows" in name or "means" in name])
+def test_sums_of_windows_and_means_compile_for_gpus(job, capability):
+    job = JOBS[job]
+    sides = (job.side_gx, job.side_in) if job.side_out is job.side_y else (job.side_y, job.side_out)
+    compiled = compile_for(capability, "fold", job.fold_arguments(*sides), "bf16" if capability == 90 else "fp32")
+    assert not re.search(r"\batom\b|\bred\.", compiled.asm["ptx"])
+    assert compiled.metadata.shared <= 4 * job.points * job.tile_items

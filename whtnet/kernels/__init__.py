@@ -128,11 +128,8 @@ def bwht1d(
         if records_graph(x, threshold, weight):
             return operators.BWHT1dFunction.apply(cpu.bwht1d, x, threshold, weight, out_channels, stride, options)
         return cpu.bwht1d(x, threshold, weight, out_channels, stride, options)
-    backend = backend_for(x, threshold, weight, points=points)
-    if backend == "reference":
+    if backend_for(x, threshold, weight, points=points) == "reference":
         return reference.bwht1d(x, threshold, weight, out_channels, stride, options)
-    if backend == "gpu" and threshold.dim() == 1:  # the Triton kernel has thresholds of every block
-        return reference.shared_bwht1d(x, threshold, weight, out_channels, stride, options, separate=operators.bwht1d)
     return operators.bwht1d(x, threshold, weight, out_channels, stride, options)
 
 

@@ -7,9 +7,10 @@ of gradients come out the same in every run.
 import functools
 import importlib
 import math
-from collections.abc import Iterable
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from types import ModuleType
 
 import torch
@@ -82,7 +83,7 @@ def bwht1d(
     """``whtnet::bwht1d``; see :func:`whtnet.functional.bwht1d`."""
     x, layout = as_stored(x)
     y = empty_pixels(x, out_channels, stride)
-    job = _job_1d(x.shape, layout, threshold.shape[1], out_channels, stride)
+    job = _job_1d(x.shape, layout, threshold.shape, out_channels, stride)
     _forward(job, x, threshold, weight, y, options)
     return y
 
@@ -103,7 +104,7 @@ def bwht1d_backward(
     if stride != 1:
         gx.zero_()
     grad = grad.contiguous(memory_format=layout)
-    job = _job_1d(x.shape, layout, threshold.shape[1], out_channels, stride)
+    job = _job_1d(x.shape, layout, threshold.shape, out_channels, stride)
     return gx, *_backward(job, grad, x, threshold, weight, gx, options)
 
 
@@ -121,6 +122,9 @@ class _Side:
     row: int  # from one row of points to the next
     rows: int  # that exist
     columns: int
+    ahead: int = 1  # block b begins at point b · P · ahead // of
+    of: int = 1
+    means: int = 1  # so many successive points are the same number in memory, their mean
 
     def arguments(self) -> tuple[int, ...]:
         return tuple(vars(self).values())
@@ -134,8 +138,11 @@ class _Job:
     items: int  # of a group
     blocks_in: int
     blocks_out: int
+    shared: bool  # one set of parameters for all blocks
     side_in: _Side
     side_out: _Side
+    side_y: _Side  # where the kernels write: as above, or block by block for `fold`
+    side_gx: _Side
 
     @property
     def tile_items(self) -> int:
@@ -160,25 +167,50 @@ class _Job:
     def tiles(self) -> int:
         return self.groups * self.tiles_per_group
 
-    def arguments(self, options: Options) -> dict:
-        return {
-            "tiles": self.tiles,
-            "tiles_per_group": self.tiles_per_group,
-            "items": self.items,
+    @property
+    def paired(self) -> bool:
+        return self.blocks_in == self.blocks_out
+
+    def forward_arguments(self, options: Options) -> dict:
+        return self._layer_arguments(options) | {"side_y": self.side_y.arguments()}
+
+    def backward_arguments(self, options: Options) -> dict:
+        sides = {"side_gy": self.side_out.arguments(), "side_gx": self.side_gx.arguments()}
+        return self._layer_arguments(options) | sides | {"PAIRED": self.paired}
+
+    def fold_arguments(self, side_wide: _Side, side: _Side) -> dict:
+        return self._tile_arguments() | {
+            "side_wide": side_wide.arguments(),
+            "side": side.arguments(),
+            "parts": -(-side.columns // (side.means * self.points)),
+            "terms": self.blocks if side.means == 1 else side.means,
+            "WINDOWS": side.means == 1,
+        }
+
+    def _layer_arguments(self, options: Options) -> dict:
+        ortho = options.norm == "ortho"
+        return self._tile_arguments() | {
             "side_in": self.side_in.arguments(),
-            "side_out": self.side_out.arguments(),
             "blocks": self.blocks,
             "narrow": self.narrow,
-            "forth": self.points**-0.5 if options.norm == "ortho" else 1.0,
-            "back": self.points**-0.5 if options.norm == "ortho" else 1 / self.points,
-            "P": self.points,
+            "forth": self.points**-0.5 if ortho else 1.0,
+            "back": (self.points**-0.5 if ortho else 1 / self.points) / self.side_out.means,
             "LOG2_P": self.points.bit_length() - 1,
             "WIDTH": self.width,
-            "ITEMS": self.tile_items,
+            "STEP": 0 if self.shared else self.points,
             "SMOOTH": options.kind == "smooth",
             "KEEP_DC": options.keep_dc,
             "CLAMP": options.clamp,
             "EXPAND": self.blocks_in < self.blocks_out,
+        }
+
+    def _tile_arguments(self) -> dict:
+        return {
+            "tiles": self.tiles,
+            "tiles_per_group": self.tiles_per_group,
+            "items": self.items,
+            "P": self.points,
+            "ITEMS": self.tile_items,
             "num_warps": min(16, max(1, self.tile_items * self.points // _TILE)),
         }
 
@@ -198,11 +230,13 @@ def _job_2d(shape: torch.Size, layout: torch.memory_format, padded: tuple[int, i
         side, row = _Side(**steps, row=0, rows=1, columns=points), points
     else:
         side, row = _Side(**steps, row=width * steps["point"], rows=height, columns=width), padded[1]
-    return _Job(points, row, groups, items, 1, 1, side, side)
+    return _Job(points, row, groups, items, 1, 1, False, side, side, side, side)
 
 
 @functools.lru_cache(maxsize=512)
-def _job_1d(shape: torch.Size, layout: torch.memory_format, block: int, out_channels: int, stride: int) -> _Job:
+def _job_1d(
+    shape: torch.Size, layout: torch.memory_format, parameters: torch.Size, out_channels: int, stride: int
+) -> _Job:
     n, channels, *spatial = shape
     if stride == 1 or len(spatial) < 2:
         spatial = [1, math.prod(spatial)]
@@ -211,16 +245,25 @@ def _job_1d(shape: torch.Size, layout: torch.memory_format, block: int, out_chan
     by_points = layout == torch.channels_last or height * width == 1
     one_group = by_points and stride == 1  # of all images, since their pixels lie one after the other
 
-    def side(c: int, height: int, width: int, step: int) -> _Side:
+    def side(c: int, height: int, width: int, step: int = 1) -> _Side:
         pixel, point = (c, 1) if by_points else (1, height * width)
         groups = (0, 1, 0) if one_group else (height * width * c, h, step * width * pixel)
         return _Side(*groups, step * pixel, point, row=0, rows=1, columns=c)
 
+    block, shared = parameters[-1], len(parameters) == 1
     counts = -(-channels // block), -(-out_channels // block)
+    side_in, side_out = side(channels, height, width, stride), side(out_channels, h, w)
+    side_y, side_gx = side_out, side_in
+    if shared and channels != block:  # as many windows as blocks, or the other way round
+        counts = (max(counts),) * 2
+    wide = side(counts[0] * block, h, w)
+    if shared and block < channels < out_channels:
+        step = Fraction(channels - block, (counts[0] - 1) * block)
+        side_in, side_gx = replace(side_in, ahead=step.numerator, of=step.denominator), wide
+    elif shared and (means := channels // out_channels) > 1:
+        side_out, side_y = replace(side_out, columns=out_channels * means, means=means), wide
     groups, items = (1, n * h * w) if one_group else (n * h, w)
-    return _Job(
-        block, block, groups, items, *counts, side(channels, height, width, stride), side(out_channels, h, w, 1)
-    )
+    return _Job(block, block, groups, items, *counts, shared, side_in, side_out, side_y, side_gx)
 
 
 # -- launches ---------------------------------------------------------------------------------------------------------
@@ -231,9 +274,9 @@ def _forward(job: _Job, x: Tensor, threshold: Tensor, weight: Tensor | None, y: 
         return
     threshold, weight = threshold.contiguous(), None if weight is None else weight.contiguous()
     v = threshold if weight is None else weight
-    with _on(x):
+    with _on(x), _folded(job, y, job.side_y, job.side_out) as target:
         _kernels.get().forward[(job.tiles * job.narrow,)](
-            x, y, threshold, v, HAS_V=weight is not None, **job.arguments(options)
+            x, target, threshold, v, HAS_V=weight is not None, **job.forward_arguments(options)
         )
 
 
@@ -246,16 +289,15 @@ def _backward(
         return gt, gv
     threshold, weight = threshold.contiguous(), None if weight is None else weight.contiguous()
     v = threshold if weight is None else weight
-    paired = job.blocks_in == job.blocks_out
-    steps = min(_STEPS, max(1, job.tiles * job.narrow // _PROGRAMS)) if paired else 1
+    steps = min(_STEPS, max(1, job.tiles * job.narrow // _PROGRAMS)) if job.paired else 1
     parts = -(-job.tiles // steps)
     sums_t = x.new_empty((parts, job.blocks * job.points), dtype=torch.float32)
     sums_v = x.new_empty((parts, job.blocks * job.points if weight is not None else 0), dtype=torch.float32)
-    with _on(x):
+    with _on(x), _folded(job, gx, job.side_gx, job.side_in) as target:
         _kernels.get().backward[(parts * job.narrow,)](
             x,
             grad,
-            gx,
+            target,
             threshold,
             v,
             sums_t,
@@ -263,13 +305,24 @@ def _backward(
             steps=steps,
             HAS_V=weight is not None,
             HAS_GX=gx.numel() > 0,
-            PAIRED=paired,
-            **job.arguments(options),
+            **job.backward_arguments(options),
         )
-    gt.copy_(sums_t.sum(0, dtype=torch.float64).view(gt.shape))
+    gt.copy_(sums_t.view(-1, *gt.shape).sum(0, dtype=torch.float64))
     if weight is not None:
-        gv.copy_(sums_v.sum(0, dtype=torch.float64).view(gv.shape))
+        gv.copy_(sums_v.view(-1, *gv.shape).sum(0, dtype=torch.float64))
     return torch.where(threshold <= 0, 0.0, gt) if options.clamp else gt, gv
+
+
+@contextmanager
+def _folded(job: _Job, y: Tensor, written: _Side, side: _Side) -> Iterator[Tensor]:
+    # What a kernel writes to: `y`, or blocks side by side, of which `y` is made afterwards.
+    if written is side or y.numel() == 0:
+        yield y
+        return
+    wide = y.new_empty(job.groups * job.items * job.blocks * job.points, dtype=torch.float32)
+    yield wide
+    arguments = job.fold_arguments(written, side)
+    _kernels.get().fold[(job.tiles * arguments["parts"],)](wide, y, **arguments)
 
 
 def _on(x: Tensor) -> nullcontext | torch.cuda.device:

@@ -6,7 +6,8 @@ NCHW and channels_last, padding and strides are the same code. Items that are ne
 make accesses of whole cache lines; the compiler finds out which from the strides that are 1.
 
 With more blocks on one side than on the other, a program takes one block of the narrow side and all that are paired
-with it on the wide side: every activation is still read once and written once.
+with it on the wide side: every activation is still read once and written once. What overlapping windows or means add up
+is written block by block in float32, and added up by `fold`: no atomics, so that it comes out the same in every run.
 
 Source of the method: :mod:`whtnet.kernels.reference`. ``TRITON_INTERPRET=1`` runs all of it on the CPU.
 """
@@ -81,37 +82,43 @@ def _locate(tile, tiles, tiles_per_group, items, side, P: tl.constexpr, ITEMS: t
 
 
 @triton.jit
+def _start(b, side, P: tl.constexpr):
+    # The first point of block b.
+    return ((b * P + tl.zeros([], tl.int64)) * side[8] // side[9]).to(tl.int32)
+
+
+@triton.jit
 def _points(b, side, here, P: tl.constexpr, WIDTH: tl.constexpr, ITEMS: tl.constexpr):
     # Offsets within a tile, and which of them are neither padding nor beyond the last item.
     p = tl.arange(0, P)
-    row, column = p // WIDTH, p % WIDTH
-    offsets = tl.arange(0, ITEMS)[:, None] * side[3] + (row * side[5] + column * side[4])[None, :]
-    exist = (row < side[6]) & (b * P + column < side[7])
-    return b * P * side[4], offsets, here & exist[None, :]
+    row, column = p // WIDTH, _start(b, side, P) + p % WIDTH
+    offsets = tl.arange(0, ITEMS)[:, None] * side[3] + (row * side[5] + column // side[10] * side[4])[None, :]
+    exist = (row < side[6]) & (column < side[7])
+    return offsets, here & exist[None, :]
 
 
 @triton.jit
 def _load(x, base, b, side, here, P: tl.constexpr, WIDTH: tl.constexpr, ITEMS: tl.constexpr):
-    block, offsets, mask = _points(b, side, here, P, WIDTH, ITEMS)
-    return tl.load(x + (base + block) + offsets, mask=mask, other=0.0).to(tl.float32)
+    offsets, mask = _points(b, side, here, P, WIDTH, ITEMS)
+    return tl.load(x + base + offsets, mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def _store(y, values, base, b, side, here, P: tl.constexpr, WIDTH: tl.constexpr, ITEMS: tl.constexpr):
-    block, offsets, mask = _points(b, side, here, P, WIDTH, ITEMS)
-    tl.store(y + (base + block) + offsets, values.to(y.dtype.element_ty), mask=mask)
+    offsets, mask = _points(b, side, here, P, WIDTH, ITEMS)
+    tl.store(y + base + offsets, values.to(y.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def _thresholds(t, b, P: tl.constexpr, CLAMP: tl.constexpr):
-    values = tl.load(t + b * P + tl.arange(0, P))
+def _thresholds(t, b, P: tl.constexpr, STEP: tl.constexpr, CLAMP: tl.constexpr):
+    values = tl.load(t + b * STEP + tl.arange(0, P))
     return (_positive(values) if CLAMP else values)[None, :]
 
 
 @triton.jit
-def _weights(v, b, P: tl.constexpr, HAS_V: tl.constexpr):
+def _weights(v, b, P: tl.constexpr, STEP: tl.constexpr, HAS_V: tl.constexpr):
     if HAS_V:
-        return tl.load(v + b * P + tl.arange(0, P))[None, :]
+        return tl.load(v + b * STEP + tl.arange(0, P))[None, :]
     return tl.full([1, P], 1.0, tl.float32)
 
 
@@ -125,7 +132,7 @@ def forward(
     tiles_per_group,
     items,
     side_in,
-    side_out,
+    side_y,
     blocks,
     narrow,
     forth,
@@ -134,6 +141,7 @@ def forward(
     LOG2_P: tl.constexpr,
     WIDTH: tl.constexpr,
     ITEMS: tl.constexpr,
+    STEP: tl.constexpr,
     SMOOTH: tl.constexpr,
     KEEP_DC: tl.constexpr,
     CLAMP: tl.constexpr,
@@ -143,21 +151,21 @@ def forward(
     """One tile and one block of the narrow side; a grid of ``tiles · narrow`` programs."""
     j, tile = tl.program_id(0) % narrow, tl.program_id(0) // narrow
     base_in, here = _locate(tile, tiles, tiles_per_group, items, side_in, P, ITEMS)
-    base_out, _ = _locate(tile, tiles, tiles_per_group, items, side_out, P, ITEMS)
+    base_y, _ = _locate(tile, tiles, tiles_per_group, items, side_y, P, ITEMS)
     first = (tl.arange(0, P) == 0)[None, :]
     if EXPAND:
         z = _hadamard(_load(x, base_in, j, side_in, here, P, WIDTH, ITEMS), ITEMS, P, LOG2_P) * forth
         for b in range(j, blocks, narrow):
-            values = z * _weights(v, b, P, HAS_V)
-            values = _threshold(values, _thresholds(t, b, P, CLAMP), first, SMOOTH, KEEP_DC) * back
-            _store(y, _hadamard(values, ITEMS, P, LOG2_P), base_out, b, side_out, here, P, WIDTH, ITEMS)
+            values = z * _weights(v, b, P, STEP, HAS_V)
+            values = _threshold(values, _thresholds(t, b, P, STEP, CLAMP), first, SMOOTH, KEEP_DC) * back
+            _store(y, _hadamard(values, ITEMS, P, LOG2_P), base_y, b, side_y, here, P, WIDTH, ITEMS)
     else:
         total = tl.zeros([ITEMS, P], tl.float32)
         for b in range(j, blocks, narrow):
             z = _hadamard(_load(x, base_in, b, side_in, here, P, WIDTH, ITEMS), ITEMS, P, LOG2_P) * forth
-            z = z * _weights(v, b, P, HAS_V)
-            total += _threshold(z, _thresholds(t, b, P, CLAMP), first, SMOOTH, KEEP_DC) * back
-        _store(y, _hadamard(total, ITEMS, P, LOG2_P), base_out, j, side_out, here, P, WIDTH, ITEMS)
+            z = z * _weights(v, b, P, STEP, HAS_V)
+            total += _threshold(z, _thresholds(t, b, P, STEP, CLAMP), first, SMOOTH, KEEP_DC) * back
+        _store(y, _hadamard(total, ITEMS, P, LOG2_P), base_y, j, side_y, here, P, WIDTH, ITEMS)
 
 
 @triton.jit
@@ -173,7 +181,8 @@ def backward(
     tiles_per_group,
     items,
     side_in,
-    side_out,
+    side_gy,
+    side_gx,
     blocks,
     narrow,
     forth,
@@ -183,6 +192,7 @@ def backward(
     LOG2_P: tl.constexpr,
     WIDTH: tl.constexpr,
     ITEMS: tl.constexpr,
+    STEP: tl.constexpr,
     SMOOTH: tl.constexpr,
     KEEP_DC: tl.constexpr,
     CLAMP: tl.constexpr,
@@ -204,19 +214,20 @@ def backward(
     for step in range(steps):
         tile = part * steps + step
         base_in, here = _locate(tile, tiles, tiles_per_group, items, side_in, P, ITEMS)
-        base_out, _ = _locate(tile, tiles, tiles_per_group, items, side_out, P, ITEMS)
+        base_gy, _ = _locate(tile, tiles, tiles_per_group, items, side_gy, P, ITEMS)
+        base_gx, _ = _locate(tile, tiles, tiles_per_group, items, side_gx, P, ITEMS)
         if EXPAND:
             z = _hadamard(_load(x, base_in, j, side_in, here, P, WIDTH, ITEMS), ITEMS, P, LOG2_P) * forth
             dz_total = tl.zeros([ITEMS, P], tl.float32)
         else:
-            g = _hadamard(_load(gy, base_out, j, side_out, here, P, WIDTH, ITEMS), ITEMS, P, LOG2_P) * back
+            g = _hadamard(_load(gy, base_gy, j, side_gy, here, P, WIDTH, ITEMS), ITEMS, P, LOG2_P) * back
         for b in range(j, blocks, narrow):
             if EXPAND:
-                g = _hadamard(_load(gy, base_out, b, side_out, here, P, WIDTH, ITEMS), ITEMS, P, LOG2_P) * back
+                g = _hadamard(_load(gy, base_gy, b, side_gy, here, P, WIDTH, ITEMS), ITEMS, P, LOG2_P) * back
             else:
                 z = _hadamard(_load(x, base_in, b, side_in, here, P, WIDTH, ITEMS), ITEMS, P, LOG2_P) * forth
-            threshold = _thresholds(t, b, P, CLAMP)
-            w = _weights(v, b, P, HAS_V)
+            threshold = _thresholds(t, b, P, STEP, CLAMP)
+            w = _weights(v, b, P, STEP, HAS_V)
             dz, dt = _threshold_gradient(z * w, threshold, g, first, SMOOTH, KEEP_DC)
             if PAIRED:
                 dt_total += dt
@@ -231,11 +242,46 @@ def backward(
                 dz_total += dz * w
             elif HAS_GX:
                 values = _hadamard(dz * (w * forth), ITEMS, P, LOG2_P)
-                _store(gx, values, base_in, b, side_in, here, P, WIDTH, ITEMS)
+                _store(gx, values, base_gx, b, side_gx, here, P, WIDTH, ITEMS)
         if EXPAND and HAS_GX:
             values = _hadamard(dz_total * forth, ITEMS, P, LOG2_P)
-            _store(gx, values, base_in, j, side_in, here, P, WIDTH, ITEMS)
+            _store(gx, values, base_gx, j, side_gx, here, P, WIDTH, ITEMS)
     if PAIRED:
         tl.store(sums_t + (part * blocks + j).to(tl.int64) * P + p, tl.sum(dt_total, axis=0))
         if HAS_V:
             tl.store(sums_v + (part * blocks + j).to(tl.int64) * P + p, tl.sum(dv_total, axis=0))
+
+
+@triton.jit
+def fold(
+    wide,
+    y,
+    tiles,
+    tiles_per_group,
+    items,
+    side_wide,
+    side,
+    parts,
+    terms,
+    P: tl.constexpr,
+    ITEMS: tl.constexpr,
+    WINDOWS: tl.constexpr,
+):
+    """P points of one tile of ``y`` from blocks side by side in ``wide``; a grid of ``tiles · parts`` programs.
+
+    Sums of ``terms`` numbers: of what all ``terms`` windows have at a point, or of successive points.
+    """
+    j, tile = tl.program_id(0) % parts, tl.program_id(0) // parts
+    base_wide, here = _locate(tile, tiles, tiles_per_group, items, side_wide, P, ITEMS)
+    base, _ = _locate(tile, tiles, tiles_per_group, items, side, P, ITEMS)
+    item, c = tl.arange(0, ITEMS)[:, None], (j * P + tl.arange(0, P))[None, :]
+    here = here & (c * side[10] < side[7])
+    total = tl.zeros([ITEMS, P], tl.float32)
+    for k in range(terms):
+        if WINDOWS:
+            p = c - _start(k, side, P)
+            at, exist = k * P + p, here & (p >= 0) & (p < P)
+        else:
+            at, exist = c * terms + k, here
+        total += tl.load(wide + base_wide + (item * side_wide[3] + at * side_wide[4]), mask=exist, other=0.0)
+    tl.store(y + base + (item * side[3] + c * side[4]), total.to(y.dtype.element_ty), mask=here)

@@ -25,38 +25,21 @@ def bwht1d(
     x: Tensor, threshold: Tensor, weight: Tensor | None, out_channels: int, stride: int, options: Options
 ) -> Tensor:
     """:func:`whtnet.functional.bwht1d` in plain PyTorch."""
-    layer = shared_bwht1d if threshold.dim() == 1 else separate_bwht1d
+    layer = _shared_bwht1d if threshold.dim() == 1 else _separate_bwht1d
     return layer(x, threshold, weight, out_channels, stride, options)
 
 
-def shared_bwht1d(
-    x: Tensor,
-    threshold: Tensor,
-    weight: Tensor | None,
-    out_channels: int,
-    stride: int,
-    options: Options,
-    *,
-    separate: Callable[..., Tensor] | None = None,
+def _shared_bwht1d(
+    x: Tensor, threshold: Tensor, weight: Tensor | None, out_channels: int, stride: int, options: Options
 ) -> Tensor:
-    """:func:`whtnet.functional.bwht1d` for thresholds ``(B,)``, made of the form for ``(blocks, B)``.
-
-    Args:
-        x: and the others, as there.
-        threshold: ``(B,)``.
-        weight: ``(B,)`` or None.
-        out_channels: C_out.
-        stride: of the pixels.
-        options: of the layer.
-        separate: computes the other form; :func:`separate_bwht1d` if None.
-    """
+    # For thresholds (B,), made of the form for (blocks, B).
     block, expands = len(threshold), x.shape[1] < out_channels
     if expands and x.shape[1] > block:
         x, stride = _windows(x, block, out_channels, stride), 1
     group = max(1, x.shape[1] // out_channels)
     # Means of low-precision numbers are taken in float32, so that a result is rounded once.
     wide = _widen(x) if group > 1 else x
-    y = (separate or separate_bwht1d)(wide, *_for_every_block(x, threshold, weight), stride, options)
+    y = _separate_bwht1d(wide, *_for_every_block(x, threshold, weight), stride, options)
     if expands:
         return y if y.shape[1] == out_channels else torch.cat([y] * (out_channels // block), 1)
     if group > 1:
@@ -97,10 +80,10 @@ def subsampled(x: Tensor, stride: int) -> Tensor:
     return x if stride == 1 else x[every]
 
 
-def separate_bwht1d(
+def _separate_bwht1d(
     x: Tensor, threshold: Tensor, weight: Tensor | None, out_channels: int, stride: int, options: Options
 ) -> Tensor:
-    """:func:`whtnet.functional.bwht1d` for thresholds ``(blocks, B)`` in plain PyTorch."""
+    # For thresholds (blocks, B).
     channels_last = is_channels_last(x)
     c = x.dim() - 1 if channels_last else 1
     y = bwht1d_coefficients(x, threshold, weight, out_channels, stride, options)
