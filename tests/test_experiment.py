@@ -25,7 +25,7 @@ SETTINGS = {
     "policy": {"name": "mine", "rules": [RULE]},
     "dataset": {"name": "synthetic", "size": 8, "train_size": 64},
     "trainer": {"epochs": 3, "lr": 1.0, "milestones": [0.5, 1.0]},
-    "finetune": {"stages": 2, "init": "fit"},
+    "finetune": {"stages": 2, "init": "fit", "start": "owner/name"},
     "seed": 3,
 }
 
@@ -251,6 +251,7 @@ def test_a_record_that_can_not_be_replayed_says_why():
         *[({"seed": seed}, f"seed={seed!r}.*a whole number from 0") for seed in (-1, 1.5, "one", None, True)],
         ({"trainer": {"epocs": 1}}, r"did you mean trainer\.epochs"),
         ({"finetune": {"stages": 4}}, r"finetune.stages=4 need as many epochs, trainer.epochs is 3"),
+        ({"finetune": {"init": "fit"}}, r"init=fit has nothing to fit to.*finetune\.start=MODEL"),
         ({"trainer": {"patience": 2}}, r"trainer.patience needs .* dataset\.holdout"),
         ({"device": 0}, "device=0"),
         ({"backbone": {"form": "keras"}}, "backbone needs a name"),
@@ -263,6 +264,11 @@ def test_a_record_that_can_not_be_replayed_says_why():
 def test_settings_that_can_not_be(changes, words):
     with pytest.raises(ConfigError, match=words):
         experiment(**changes)
+
+
+def test_layers_are_fitted_to_what_is_trained():
+    for backbone in ({"pretrained": True}, {"weights": "file.pth"}, {"name": "package.module:net"}):
+        assert experiment(finetune={"init": "fit"}, backbone={"name": "resnet18"} | backbone).finetune.start is None
 
 
 def test_an_experiment_is_frozen():

@@ -16,6 +16,7 @@ from whtnet.backbones import build_backbone, weights_identity, without_weights
 from whtnet.data import data_identity, load_dataset, source_defaults
 from whtnet.engine import TrainConfig
 from whtnet.errors import UserError
+from whtnet.extensions import is_extension
 from whtnet.finetune import FineTuneConfig, start_identity
 from whtnet.policy import Policy, canonical_policy, explicit_policy
 from whtnet.records import LABELS, RecordError, record_file
@@ -70,7 +71,7 @@ class Experiment:
 
     Raises:
         ConfigError: for a seed that is no whole number from 0, a backbone with a number of classes of its own, more
-            stages than epochs, or patience without a held-out part.
+            stages than epochs, patience without a held-out part, or layers to fit to an untrained network.
     """
 
     backbone: Choice
@@ -97,6 +98,11 @@ class Experiment:
         if self.trainer.epochs < self.finetune.stages:
             raise ConfigError(
                 f"finetune.stages={self.finetune.stages} need as many epochs, trainer.epochs is {self.trainer.epochs}"
+            )
+        if self.finetune.init == "fit" and not (self.finetune.start or _begins_trained(self.backbone)):
+            raise ConfigError(
+                "finetune.init=fit has nothing to fit to: the layers that are replaced are untrained; give "
+                "finetune.start=MODEL, or backbone.pretrained=true or backbone.weights=FILE"
             )
 
     @classmethod
@@ -231,6 +237,12 @@ def _policy_of(policy: Policy, backbone: Choice) -> Policy:
     """The one that ``policy`` names for the backbone's architecture."""
     with torch.device("meta"):
         return policy.for_model(build_backbone(**without_weights(backbone.to_dict())))
+
+
+def _begins_trained(backbone: Choice) -> bool:
+    """Whether it may have trained weights; a function of one's own may bring them."""
+    given = backbone.options.get("pretrained") or backbone.options.get("weights")
+    return bool(given) or is_extension(backbone.name)
 
 
 def _backbone_defaults() -> dict[str, Any]:

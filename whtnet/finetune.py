@@ -33,7 +33,7 @@ class FineTuneConfig:
         start: a trained model, as :meth:`whtnet.classifier.Classifier.load` takes it, whose weights the network begins
             with: one without replaced layers, or one with the run's own policy, whose layers are taken over too. None
             for the backbone's own weights (fresh, or the library's pretrained ones).
-        init: of the new layers: ``fresh``, or ``fit`` to the activations of the layers that they replace.
+        init: of the new layers: ``fresh``, or ``fit`` to the activations of the trained layers that they replace.
         init_images: number of training images for ``fit``.
         stages: replace the last 1/stages of the sites, train, replace as many before them, and so on. The epochs are
             shared out, and every stage has the whole learning rate schedule.
