@@ -180,6 +180,15 @@ def test_atomic_write_goes_through_a_link(tmp_path):
     assert (tmp_path / "target").read_text(encoding="utf-8") == "nëw"
 
 
+def test_atomic_write_leaves_a_pipe_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    atomic_write(tmp_path / "pipe", "text")
+    assert os.read(reader, 10) == b"text"
+    os.close(reader)
+    assert (tmp_path / "pipe").is_fifo()
+
+
 # --- environment ---
 
 

@@ -1,6 +1,7 @@
 """What is typed wrongly ends in one line that names it, before anything that takes long."""
 
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -65,8 +66,16 @@ def test_places_that_cannot_be_written_are_told_at_once(type_in, tmp_path):
     for words in (["export", "m", "--output", "file"], ["evaluate", "m", "--json", "file/e.json"]):
         status, line = type_in(*words)
         assert status == 2
-        assert "cannot write to" in line
+        assert "cannot write " in line
     assert "'.' is a folder; give the name of a file" in type_in("report", "--output", ".")[1]
+    for words in (["export", "m", "--output", "a" * 300], ["report", "--output", "a" * 300], ["evaluate", "a" * 300]):
+        assert "File name too long" in type_in(*words)[1]
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no /proc here")
+def test_rights_alone_do_not_make_a_place_writable(type_in):
+    for words in (["export", "m", "--output", "/proc/x"], ["evaluate", "m", "--json", "/proc/x"]):
+        assert "cannot write /proc" in type_in(*words)[1]
 
 
 def test_images_that_are_not_there(type_in, tmp_path):

@@ -18,7 +18,7 @@ from whtnet.console import (
     print_record,
     print_report,
 )
-from whtnet.errors import JobFailedError, UserError, did_you_mean
+from whtnet.errors import JobFailedError, UserError, did_you_mean, told_by_path
 from whtnet.experiment import Experiment
 from whtnet.kernels import get_backend
 from whtnet.policy import Report
@@ -70,6 +70,7 @@ _SETTINGS = (
 _print_new_report = functools.cache(print_report)  # jobs of a sweep may have the same
 
 
+@told_by_path()
 def _train(c: dict[str, Any], on_report: Callable[[Report], None] = print_report) -> float | None:
     _check_names(c)
     get_backend()  # a bad WHTNET_BACKEND is told before anything that takes long

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from whtnet import distributed
-from whtnet.errors import UserError
+from whtnet.errors import UserError, told_by_path
 from whtnet.policy import Report, SiteFit
 from whtnet.preemption import EXIT_STATUS, PreemptedError, hand_on
 
@@ -226,7 +226,7 @@ def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="replace")
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), told_by_path():
                 warnings.showwarning = _show_warning
                 result = main(*args, **kwargs)
             sys.stdout.flush()

@@ -1,9 +1,12 @@
 """The one base of all errors that a user can mend: command lines print their message, without a traceback."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import errno
+from collections.abc import Iterable, Iterator
 
 _SHOWN = 12
+_OF_THE_MACHINE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOSPC, errno.EIO}
 
 
 class UserError(Exception):
@@ -12,6 +15,21 @@ class UserError(Exception):
 
 class JobFailedError(Exception):
     """A job of a sweep ended with an error that its user was told; no :class:`UserError`, for the others go on."""
+
+
+@contextlib.contextmanager
+def told_by_path() -> Iterator[None]:
+    """Turn what the machine refuses (rights, a name too long, a full disk) into an error that names the path.
+
+    Raises:
+        UserError: in place of such an :class:`OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, UserError) or error.filename is None or error.errno not in _OF_THE_MACHINE:
+            raise
+        raise UserError(f"{error.filename}: {error.strerror}; give another path, or mend that") from error
 
 
 def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:

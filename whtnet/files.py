@@ -3,7 +3,9 @@
 import contextlib
 import os
 import secrets
+import stat
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +31,8 @@ class BusyError(UserError, RuntimeError):
 def atomic_write(path: str | Path, data: bytes | memoryview | str, mode: int = 0o666) -> None:
     """Replace the content of ``path`` in one step, creating its folder where needed; text is written as UTF-8.
 
+    What is no file but can be written to, such as ``/dev/stdout``, is written to and stays what it is.
+
     Args:
         path: of the file, or a link to it.
         data: its new content.
@@ -39,6 +43,14 @@ def atomic_write(path: str | Path, data: bytes | memoryview | str, mode: int = 0
             untouched.
     """
     path = Path(path)
+    content = data.encode() if isinstance(data, str) else data
+    if _takes_what_is_written(path):
+        try:
+            with path.open("wb") as stream:
+                stream.write(content)
+        except OSError as error:
+            raise _cannot_write(path, error) from error
+        return
     # Through a link, so that the link stays; beside the target, because a rename is atomic within a file system only.
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
@@ -46,7 +58,7 @@ def atomic_write(path: str | Path, data: bytes | memoryview | str, mode: int = 0
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
-                file.write(data.encode() if isinstance(data, str) else data)
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, target)
@@ -54,6 +66,31 @@ def atomic_write(path: str | Path, data: bytes | memoryview | str, mode: int = 0
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise _cannot_write(path, error) from error
+
+
+def check_writable(folder: Path) -> None:
+    """Find out, before anything that takes long, whether files can be written to ``folder``; leaves nothing there.
+
+    Rights alone don't tell: root has all of them in ``/proc``, and on a file system that can only be read.
+
+    Raises:
+        FileError: naming the folder, if it can't be made or written.
+    """
+    try:
+        there = next(place for place in (folder, *folder.parents) if place.exists())
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+
+
+def _takes_what_is_written(path: Path) -> bool:
+    """Whether it is a device or a pipe."""
+    try:
+        kind = path.stat().st_mode
+    except OSError:  # not there, or out of reach: writing it says more
+        return False
+    return stat.S_ISCHR(kind) or stat.S_ISFIFO(kind)
 
 
 @contextmanager

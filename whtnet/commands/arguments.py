@@ -1,7 +1,6 @@
 """The command lines of all commands but ``train``, which is Hydra's. Needs no PyTorch."""
 
 import argparse
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import NoReturn
 
 from whtnet.commands.places import PLACE, ROOT
 from whtnet.errors import did_you_mean
+from whtnet.files import FileError, check_writable
 
 FORMATS = ("onnx", "int8", "tflite", "aoti", "torch", "safetensors")
 
@@ -169,15 +169,17 @@ def _seconds(text: str) -> float:
 
 
 def _folder(text: str) -> Path:
-    if not Path(text).is_dir():
+    if not _there(text, Path.is_dir):
         raise argparse.ArgumentTypeError(f"there is no folder {text!r}")
     return Path(text)
 
 
 def _file(text: str) -> Path:
-    if Path(text).is_dir():
+    if _there(text, Path.is_dir):
         raise argparse.ArgumentTypeError(f"{text!r} is a folder; give the name of a file")
-    _check_place(Path(text).absolute().parent)
+    if not _there(text, Path.exists):
+        _check_place(Path(text).absolute().parent)
+        _check_place(Path(text).absolute())  # for its name
     return Path(text)
 
 
@@ -187,15 +189,23 @@ def _new_folder(text: str) -> Path:
 
 
 def _image(text: str) -> Path:
-    if Path(text).is_dir():
+    if _there(text, Path.is_dir):
         raise argparse.ArgumentTypeError(f"{text!r} is a folder; give images: {text.rstrip('/')}/*")
-    if not Path(text).exists():
+    if not _there(text, Path.exists):
         raise argparse.ArgumentTypeError(f"there is no file {text!r}")
     return Path(text)
 
 
+def _there(text: str, kind: Callable[[Path], bool]) -> bool:
+    """Whether a path is there; one that is too long, or that may not be looked at, is not."""
+    try:
+        return kind(Path(text))
+    except OSError:
+        return False
+
+
 def _check_place(folder: Path) -> None:
-    """Find a folder that can't be made or written before anything that takes long."""
-    there = next(place for place in (folder, *folder.parents) if place.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise argparse.ArgumentTypeError(f"cannot write to {str(folder)!r}; give a folder that can be written")
+    try:
+        check_writable(folder)
+    except FileError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
