@@ -55,6 +55,10 @@ def test_only_settings_of_the_data_set_apply_to_a_model(type_in, model, word):
     assert type_in("evaluate", model, word)[0] == 1
 
 
+def test_a_pattern_that_fits_several_runs(type_in, model):
+    assert "'runs/b' is one model too many; give one" in type_in("evaluate", model, "runs/b")[1]
+
+
 def test_words_that_an_export_would_pass_over(type_in):
     assert "give --to onnx" in type_in("export", "nowhere", "onnx")[1]
     assert "only --to int8 reads images" in type_in("export", "nowhere", "dataset.root=x")[1]

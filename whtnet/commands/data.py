@@ -51,6 +51,8 @@ def load_data(model: Classifier, overrides: Sequence[str], batch_size: int, devi
 def _no_setting(word: str) -> str:
     if word.startswith("dataset="):
         return f"{word} is no setting of a data set; for another one give dataset.name={word.removeprefix('dataset=')}"
+    if "=" not in word and "/" in word:  # a pattern such as runs/digits/*-seed0-* that fits several runs
+        return f"{word!r} is one model too many; give one"
     return f"{word!r} does not apply to a trained model; only settings of the data set do: dataset.NAME=VALUE"
 
 
