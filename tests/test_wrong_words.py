@@ -138,6 +138,7 @@ def test_options_of_hydra(type_in, word):
         ("~trainer", "trainer was taken away"),
         ("++sead=3", "no setting 'sead'; did you mean seed?"),
         ("group=[1]", "is no word"),
+        ("run_root=", "name the folder of the runs"),
     ],
 )
 def test_settings_that_no_run_has_or_can_do_without(override, answer):
@@ -169,3 +170,6 @@ def test_roots_that_hold_nothing(tmp_path):
     for name, reason in (("file", "it is a file"), ("folder", "the folder is empty"), ("none", "no such folder")):
         with pytest.raises(DatasetNotFoundError, match=reason):
             load_dataset("timm", root=str(tmp_path / name), input_size=8)
+    (tmp_path / "folder" / "train.tar.gz").write_text("")
+    with pytest.raises(DatasetNotFoundError, match=r"train\.tar\.gz is compressed: unpack it"):
+        load_dataset("timm", root=str(tmp_path / "folder"), input_size=8)

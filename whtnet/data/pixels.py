@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from whtnet.data.errors import DatasetError
 
@@ -32,6 +32,8 @@ def open_rgb(file: str | Path | BinaryIO, name: str = "") -> Image.Image:
     try:
         with Image.open(file) as image:
             return to_rgb(image)
+    except UnidentifiedImageError as error:
+        raise DatasetError(f"{name or file} can't be decoded as an image: no format that Pillow knows") from error
     except Exception as error:  # on a damaged file, Pillow's readers raise nearly anything
         raise DatasetError(f"{name or file} can't be decoded as an image: {error}") from error
 

@@ -89,6 +89,8 @@ class Place:
         if not paths:
             there = sorted(path.name for path in self.root.iterdir())[:8] if self.root.is_dir() else []
             instead = f"there: {', '.join(there)}; dataset.{option} names another" if there else self._why_nothing()
+            if packed := [name for name in there if name.endswith(_PACKED) and name.split(".")[0] in names]:
+                instead = f"{packed[0]} is compressed: unpack it into a folder"
             raise self.missing(f"no {' or '.join(names)}, folder or .tar; {instead}", downloads=False)
         return paths[0]
 
@@ -102,6 +104,9 @@ class Place:
         either = [(self.root / name, self.root / f"{name}.tar") for name in names]
         found = [next((path for path in pair if path.exists()), None) for pair in either]
         return [path for path in found if path is not None]
+
+
+_PACKED = (".zip", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")
 
 
 def _path(root: object) -> str:
