@@ -294,6 +294,11 @@ def test_records_of_a_changed_row_do_not_count(reproduce, tmp_path, capsys):
     assert "1 record was made with other settings" in markdown
 
 
+def test_overrides_of_what_only_the_table_has(reproduce):
+    (record,) = reproduce("--rows", "baseline", "--seeds", "0", "--override", "dataset.size=16")
+    assert record["settings"]["dataset"]["size"] == 16
+
+
 TUNED = (
     "  - {id: tuned, label: tuned, start: baseline, overrides: [policy=conv3x3, finetune.distill=0.5], seeds: [1]}\n"
 )

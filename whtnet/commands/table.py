@@ -114,8 +114,8 @@ def main(arguments: argparse.Namespace) -> None:
 
 def _check(specs: Sequence[TableSpec], arguments: argparse.Namespace) -> None:
     """Find what can't be, or would be passed over, before the first table is made."""
-    make_sink(**compose_config([f"logger={arguments.logger}", *arguments.override])["logger"])
     for spec in specs:
+        make_sink(**compose_config([*spec.overrides, f"logger={arguments.logger}", *arguments.override])["logger"])
         if spec.kind != "training":
             continue
         _chosen_rows(spec, arguments.rows)
@@ -249,7 +249,7 @@ def _job(
 ) -> Job:
     title = f"{row['id']}, seed {seed}"
     experiment = row_experiment(spec, row, trainer, compose_config, arguments.override).with_seed(seed)
-    config = compose_config([f"logger={arguments.logger}", *arguments.override])
+    config = compose_config([*run_overrides(spec, row, trainer), f"logger={arguments.logger}", *arguments.override])
     options = {
         "root": folders.place / config["run_root"],
         "resume": "never" if arguments.fresh else "auto",
@@ -292,8 +292,9 @@ def _measure_layers(spec: TableSpec, folders: Folders, arguments: argparse.Names
 
     def load(row: Mapping[str, Any]) -> Classifier:
         of = load_spec(folders.experiments, row["table"])
-        seed, run_root = row.get("seed", 0), compose_config(arguments.override)["run_root"]
-        trained = row_experiment(of, of.row(row["row"]), row["recipe"], compose_config, arguments.override)
+        seed, of_row = row.get("seed", 0), of.row(row["row"])
+        run_root = compose_config([*run_overrides(of, of_row, row["recipe"]), *arguments.override])["run_root"]
+        trained = row_experiment(of, of_row, row["recipe"], compose_config, arguments.override)
         folder = trained.with_seed(seed).folder(folders.place / run_root)
         if not (folder / RECORD).exists():
             remedy = f'{command_for(of)} ARGS="--recipe {row["recipe"]} --rows {row["row"]} --seeds {seed} --fresh"'
@@ -344,7 +345,7 @@ def _show_on_dashboard(
     spec: TableSpec, results: Results, tables: Sequence[Table], arguments: argparse.Namespace
 ) -> None:
     """A run of its own in the table's group, with the tables and the figures."""
-    config = compose_config([f"logger={arguments.logger}", *arguments.override])
+    config = compose_config([*spec.overrides, f"logger={arguments.logger}", *arguments.override])
     folder = PLACE / config["run_root"] / "tables" / spec.name
     figures = draw_figures(spec, results, folder, ".png")
     sink = make_sink(**config["logger"])
