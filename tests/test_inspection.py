@@ -9,6 +9,8 @@ from whtnet.inspection import MAX_VALUES, describe_layers, layer_effects, layer_
 from whtnet.layers import BWHT1d, FWHT2d, HTPerceptron2d
 from whtnet.transforms import fwht, fwht2
 
+LABELS = torch.tensor([0, 2])
+
 
 def model_with(*layers):
     return nn.Sequential(*layers).train()
@@ -83,12 +85,17 @@ def test_large_parameters_are_left_out_and_unused_layers_too():
     assert described["threshold"] is None
 
 
-def test_the_model_stays_as_it_was():
-    model = model_with(nn.BatchNorm2d(4), FWHT2d(4))
+@pytest.mark.parametrize("look", [describe_layers, lambda model, x: layer_effects(model, [(x, LABELS)], lambda: 0.0)])
+def test_the_model_stays_as_it_was(look):
+    model = model_with(nn.BatchNorm2d(4), FWHT2d(4), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 3))
+    model[2].eval()  # as one that is frozen
+    model[4].bias.grad = torch.ones(3)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    describe_layers(model, torch.randn(2, 4, 4, 4))
-    assert model.training
+    look(model, torch.randn(2, 4, 4, 4))
+    assert [module.training for module in model] == [True, True, False, True, True]
     assert not model[1]._forward_hooks
+    assert model[4].bias.grad.tolist() == [1, 1, 1]
+    assert model[1].threshold.grad is None
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
 
@@ -146,3 +153,24 @@ def test_numbers_for_curves_are_those_of_the_description():
         of = layer.threshold
         expected = [of.min().item(), of.mean().item(), of.max().item()]
         assert [metrics[name][f"threshold_{key}"] for key in ("min", "mean", "max")] == pytest.approx(expected)
+
+
+def test_effects_are_those_of_the_layer_whatever_follows_in_place_or_is_not_used():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.unused = nn.Conv2d(1, 1, 1), FWHT2d(8)
+            self.layer, self.fc = FWHT2d(4, threshold="soft"), nn.Linear(16, 3)
+
+        def forward(self, images):
+            return self.fc(self.after(self.layer(x=self.first(images))).flatten(1))
+
+    torch.manual_seed(0)
+    net, batch = Net(), (torch.randn(2, 1, 4, 4), LABELS)
+    net.after = lambda y: torch.relu(y)
+    (copied,) = layer_effects(net, [batch], lambda: 0.0)
+    net.after = lambda y: torch.relu_(y)
+    (in_place,) = layer_effects(net, [batch], lambda: 0.0)
+    assert copied["name"] == "layer"
+    assert in_place == copied
+    assert copied["backward_gain"] > 0

@@ -38,10 +38,10 @@ def describe_layers(model: nn.Module, images: Tensor) -> list[dict[str, Any]]:
             "kind": type(layer).__name__,
             "clamp": layer.clamp,
             **{key: _values(getattr(layer, key, None)) for key in ("threshold", "weight")},
-            "zero_share": shares[layer],
+            "zero_share": shares[name],
         }
         for name, layer in _spectral(model).items()
-        if layer in shares
+        if name in shares
     ]
 
 
@@ -60,8 +60,8 @@ def layer_metrics(model: nn.Module, images: Tensor) -> dict[str, dict[str, float
     shares = _zero_shares(model, images)
     metrics = {}
     for name, layer in _spectral(model).items():
-        if layer in shares:
-            metrics[name] = {"zero_share": shares[layer]}
+        if name in shares:
+            metrics[name] = {"zero_share": shares[name]}
             if (threshold := getattr(layer, "threshold", None)) is not None:
                 of = {"min": threshold.min(), "mean": threshold.mean(), "max": threshold.max()}
                 metrics[name] |= {f"threshold_{key}": value.item() for key, value in of.items()}
@@ -72,27 +72,40 @@ def _spectral(model: nn.Module) -> dict[str, SpectralLayer]:
     return {name: module for name, module in model.named_modules() if isinstance(module, SpectralLayer)}
 
 
-def _zero_shares(model: nn.Module, images: Tensor) -> dict[nn.Module, float]:
+def _zero_shares(model: nn.Module, images: Tensor) -> dict[str, float]:
     """Of each layer that a batch goes through, the share of the coefficients that are zero after thresholding."""
-    zeros: dict[nn.Module, int] = defaultdict(int)
-    total: dict[nn.Module, int] = defaultdict(int)
+    zeros: dict[str, int] = defaultdict(int)
+    total: dict[str, int] = defaultdict(int)
 
-    def count(layer: SpectralLayer, inputs: tuple[Tensor, ...], _: Tensor) -> None:
-        coefficients = layer.coefficients(*inputs)
-        zeros[layer] += coefficients.numel() - int(coefficients.count_nonzero())
-        total[layer] += coefficients.numel()
+    def count(name: str, layer: SpectralLayer, x: Tensor, _: Tensor) -> None:
+        coefficients = layer.coefficients(x)
+        zeros[name] += coefficients.numel() - int(coefficients.count_nonzero())
+        total[name] += coefficients.numel()
 
-    was_training = model.training
+    with _observed(model, count), torch.compiler.set_stance("force_eager"):  # a compiled model would call no hooks
+        model(images)
+    return {name: zeros[name] / total[name] for name in total}
+
+
+@contextmanager
+def _observed(model: nn.Module, look: Callable[[str, SpectralLayer, Tensor, Tensor], None]) -> Iterator[None]:
+    """``model`` in evaluation mode, with ``look`` called with each layer's name, itself, its input and its output."""
+
+    def hook(name: str) -> Callable[..., None]:
+        def seen(layer: SpectralLayer, args: tuple[Tensor, ...], keywords: dict[str, Tensor], output: Tensor) -> None:
+            look(name, layer, next(iter((*args, *keywords.values()))), output)
+
+        return seen
+
+    modes = [(module, module.training) for module in model.modules()]
+    handles = [layer.register_forward_hook(hook(name), with_kwargs=True) for name, layer in _spectral(model).items()]
+    model.eval()
     try:
-        # A compiled model would not call the hooks.
-        with (
-            _hooked([layer.register_forward_hook(count) for layer in _spectral(model).values()]),
-            torch.compiler.set_stance("force_eager"),
-        ):
-            model.eval()(images)
+        with _hooked(handles):
+            yield
     finally:
-        model.train(was_training)
-    return {layer: zeros[layer] / total[layer] for layer in total}
+        for module, training in modes:
+            module.training = training
 
 
 def _values(parameter: Tensor | None) -> list[Any] | None:
@@ -111,18 +124,19 @@ def layer_effects(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], ac
         accuracy: of the model as it is when called, in percent; once without hooks, once for each layer of one shape.
 
     Returns:
-        In the order of the modules, a dictionary a layer: ``name``, ``kind``, ``gain`` (root mean square of its output
-        over its input's), ``zero_share`` (of its thresholded coefficients, 0..1), ``backward_gain`` (root mean square
-        of the gradient of its input over its output's; NaN where that input is the images), ``gradient_norm`` (of its
-        own parameters, over that of the whole model), each in evaluation mode and the mean over the batches; and
-        ``bypassed_change``, by how many points the accuracy changes when the layer hands on its input as it is (None
-        where that has another shape).
+        In the order of the modules, a dictionary a layer that is used (of several uses, the first counts): ``name``,
+        ``kind``, ``gain`` (root mean square of its output over its input's), ``zero_share`` (of its thresholded
+        coefficients, 0..1), ``backward_gain`` (root mean square of the gradient of its input over its output's; NaN
+        where that input is the images), ``gradient_norm`` (of its own parameters, over that of the whole model), each
+        in evaluation mode and the mean over the batches; and ``bypassed_change``, by how many points the accuracy
+        changes when the layer hands on its input as it is (None where that has another shape).
     """
-    layers = _spectral(model)
-    found = [_signals(model, layers, images, labels) for images, labels in batches]
+    found = [_signals(model, images, labels) for images, labels in batches]
     whole = accuracy()
     rows = []
-    for name, layer in layers.items():
+    for name, layer in _spectral(model).items():
+        if name not in found[0]:
+            continue
         means = {key: sum(batch[name][key] for batch in found) / len(found) for key in found[0][name]}
         change = None
         if means.pop("same_shape"):
@@ -132,36 +146,33 @@ def layer_effects(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], ac
     return rows
 
 
-def _signals(model: nn.Module, layers: dict[str, SpectralLayer], images: Tensor, labels: Tensor) -> dict[str, Any]:
-    kept: dict[str, tuple[Tensor, Tensor]] = {}
+def _signals(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, dict[str, float]]:
+    """By the name of a layer, what :func:`layer_effects` says of one batch, and whether the layer keeps the shape."""
+    signals: dict[str, dict[str, float]] = {}
+    gradients: dict[tuple[str, str], Tensor] = {}
 
-    def keep(name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            for signal in (inputs[0], output):
-                if signal.requires_grad:
-                    signal.retain_grad()
-            kept[name] = inputs[0], output
+    def look(name: str, layer: SpectralLayer, x: Tensor, y: Tensor) -> None:
+        if name in signals:
+            return
+        with torch.no_grad():  # at once: what follows may change the output in place
+            coefficients = layer.coefficients(x)
+            zero_share = 1 - int(coefficients.count_nonzero()) / coefficients.numel()
+            signals[name] = {"gain": _ratio(y, x), "zero_share": zero_share, "same_shape": x.shape == y.shape}
+        for side, signal in (("in", x), ("out", y)):
+            if signal.requires_grad:
+                signal.register_hook(lambda gradient, key=(name, side): gradients.update({key: gradient}))
 
-        return hook
-
-    was_training = model.training
-    with _hooked([layer.register_forward_hook(keep(name)) for name, layer in layers.items()]):
-        loss = F.cross_entropy(model.eval()(images), labels)
-    loss.backward()
-    whole = _gradient_norm(model.parameters())
-    signals = {}
-    for name, (x, y) in kept.items():
-        with torch.no_grad():
-            coefficients = layers[name].coefficients(x)
-        signals[name] = {
-            "gain": _ratio(y, x),
-            "zero_share": 1 - int(coefficients.count_nonzero()) / coefficients.numel(),
-            "backward_gain": math.nan if x.grad is None or y.grad is None else _ratio(x.grad, y.grad),
-            "gradient_norm": _gradient_norm(layers[name].parameters()) / whole,
-            "same_shape": x.shape == y.shape,
-        }
-    model.zero_grad(set_to_none=True)
-    model.train(was_training)
+    with _observed(model, look):
+        loss = F.cross_entropy(model(images), labels)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    of = dict(zip(trained, torch.autograd.grad(loss, trained, allow_unused=True), strict=True))
+    for name, layer in _spectral(model).items():
+        if name in signals:
+            into, out = (gradients.get((name, side)) for side in ("in", "out"))
+            signals[name] |= {
+                "backward_gain": math.nan if into is None or out is None else _ratio(into, out),
+                "gradient_norm": _norm(of.get(p) for p in layer.parameters()) / _norm(of.values()),
+            }
     return signals
 
 
@@ -169,8 +180,8 @@ def _ratio(above: Tensor, below: Tensor) -> float:
     return (above.detach().square().mean() / below.detach().square().mean()).sqrt().item()
 
 
-def _gradient_norm(parameters: Iterable[Tensor]) -> float:
-    return sum(p.grad.square().sum().item() for p in parameters if p.grad is not None) ** 0.5
+def _norm(gradients: Iterable[Tensor | None]) -> float:
+    return sum(g.square().sum().item() for g in gradients if g is not None) ** 0.5
 
 
 @contextmanager
