@@ -38,6 +38,18 @@ def test_transforms_cost_additions_and_no_macs():
     assert cost.wht_additions == (3 + 4) * 1024 * 10 + 4 * 1024
 
 
+def test_a_layer_that_is_called_with_a_keyword_counts_too():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = FWHT2d(4)
+
+        def forward(self, images):
+            return self.layer(x=images)
+
+    assert count_cost(*meta_probe(Net(), (3, 4, 4))) == count(FWHT2d(4), size=(3, 4, 4))
+
+
 def test_statistics_and_trainable_parameters_only():
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.BatchNorm2d(8, track_running_stats=False))
     model[0].weight.requires_grad_(False)

@@ -23,8 +23,8 @@ class Cost:
         parameters: trainable parameters.
         bn_statistics: running means and variances of its batch norms. Keras counts them in a model's total, and so do
             FWHT-2021's 2.270M, 947K and 540K.
-        macs: multiply-accumulate operations of convolutions and linear layers. Elementwise work (batch norm,
-            activations, thresholds, the weights V) is not counted, as usual.
+        macs: multiply-accumulate operations of convolutions, linear layers and attention. Elementwise work (batch
+            norm, activations, thresholds, the weights V) is not counted, as usual.
         wht_additions: additions and subtractions of the fast Walsh-Hadamard transforms, ``n·log2(n)`` for n points;
             they take no multiplications.
     """
@@ -97,7 +97,7 @@ class CostCounter(TorchDispatchMode):
         self._flops = self._additions = 0
         for module in probe.modules():
             if isinstance(module, SpectralLayer):
-                module.register_forward_pre_hook(self._enter)
+                module.register_forward_pre_hook(self._enter, with_kwargs=True)
                 module.register_forward_hook(self._leave)
 
     @property
@@ -106,8 +106,9 @@ class CostCounter(TorchDispatchMode):
         statistics = count_bn_statistics(self._probe)
         return Cost(count_parameters(self._probe), statistics, self._flops // 2, self._additions)
 
-    def _enter(self, layer: SpectralLayer, args: tuple[Tensor, ...]) -> None:
-        self._additions += layer.wht_additions(tuple(args[0].shape))
+    def _enter(self, layer: SpectralLayer, args: tuple[Tensor, ...], keywords: dict[str, Tensor]) -> None:
+        x = next(iter((*args, *keywords.values())))
+        self._additions += layer.wht_additions(tuple(x.shape))
         self._depth += 1
 
     def _leave(self, *_: Any) -> None:

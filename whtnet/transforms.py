@@ -84,7 +84,7 @@ def sequency_permutation(n: int, *, device: torch.device | str | None = None) ->
 def released_order(n: int, *, device: torch.device | str | None = None) -> Tensor:
     """Indices that bring coefficients from the BWHT authors' order into natural order.
 
-    ``natural[i] = theirs[order[i]]``.     Their code puts row i of Sylvester's matrix at row ``gray(bitreverse(i))``,
+    ``natural[i] = theirs[order[i]]``. Their code puts row i of Sylvester's matrix at row ``gray(bitreverse(i))``,
     gray(j) = j ^ (j >> 1). That is sequency order only up to n = 4. Index 0, the DC coefficient, stays put.
 
     Raises:
