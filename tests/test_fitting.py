@@ -80,6 +80,12 @@ def test_the_last_sites_come_first(share, count):
     assert [r.name for r in part] == [r.name for r in whole][len(whole) - count :]
 
 
+def test_a_share_that_floats_miss_by_a_bit_is_no_site_more():
+    convolutions = nn.Sequential(*(nn.Conv2d(4, 4, 1) for _ in range(25)))
+    assert 25 * 0.28 > 7
+    assert len(apply_policy_(convolutions, "conv1x1", (4, 2, 2), share=0.28).replacements) == 7
+
+
 def test_a_share_that_cannot_be():
     with pytest.raises(PolicyError, match=r"share must be in \[0, 1\], got 2"):
         apply_policy_(CifarResNet(20), RULES, (3, 16, 16), 2)

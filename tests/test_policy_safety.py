@@ -360,3 +360,14 @@ def test_inference_mode_counts_the_same():
         with torch.inference_mode(mode):
             counts.append(apply_policy_(build_backbone("mobilenet_v2"), "paper", (3, 32, 32)))
     assert str(counts[0]) == str(counts[1])
+
+
+@pytest.mark.parametrize("size", [32, (32, 32), (3, 0, 32), ("3", "32", "32"), None])
+def test_a_size_that_is_none_is_told_as_that(size):
+    with pytest.raises(PolicyError, match=r"input_size is \(C, H, W\) of one image"):
+        apply_policy_(Net(), BOTH, size)
+
+
+def test_a_model_that_is_nothing_but_a_site_has_no_place_for_a_layer():
+    with pytest.raises(PolicyError, match="the model is nothing but a conv1x1"):
+        apply_policy_(nn.Conv2d(4, 4, 1), "conv1x1", (4, 8, 8))

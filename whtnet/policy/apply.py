@@ -33,7 +33,8 @@ def apply_policy_(
         model: any torchvision or timm image classifier.
         policy: a policy, its name or path (see :func:`load_policy`), or its data.
         input_size: one image, (C, H, W). The model is bound to this resolution wherever a 2-D layer goes.
-        share: replace no more than this share of the sites that the policy chooses, the last ones of the forward pass.
+        share: replace this share (0 to 1) of the sites that the policy chooses, rounded up to a whole number: the last
+            ones of the forward pass.
 
     Returns:
         The report of what was replaced.
@@ -55,7 +56,7 @@ def apply_policy_(
     with unchanged_on_error(model):
         found = find_sites(model, input_size)
         chosen = choose_sites(found, policy, type(model).__name__)
-        chosen = chosen[len(chosen) - math.ceil(len(chosen) * share) :]
+        chosen = chosen[len(chosen) - math.ceil(round(len(chosen) * share, 9)) :]  # 0.28 of 25 sites are 7
         check_sites(model, [site for site, _ in chosen])
         changes = [(site, rule, build_layer(model, site, rule, policy)) for site, rule in chosen]
         after = _rehearse(model, input_size, changes) if changes else found.cost

@@ -52,6 +52,8 @@ def check_sites(model: nn.Module, sites: Sequence[Site]) -> None:
         for parameter in module._parameters.values():
             owners[id(parameter)].append((name, module))
     for site in sites:
+        if not site.name:
+            raise PolicyError(f"the model is nothing but a {site.kind}: put it into torch.nn.Sequential")
         if isinstance(site.module, nn.Conv2d | nn.Linear):
             _check_site(site, owners)
 

@@ -2,7 +2,9 @@
 
 import re
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -81,8 +83,9 @@ def find_sites(model: nn.Module, input_size: tuple[int, int, int]) -> SiteMap:
         input_size: one image, (C, H, W).
 
     Raises:
-        PolicyError: if the model can't run on such an image.
+        PolicyError: for a size that is none, or if the model can't run on such an image.
     """
+    _check_size(input_size)
     trace, cost = _trace(model, input_size)
     modules = dict(model.named_modules())
     block_of, stage_of = _blocks(modules, trace)
@@ -115,6 +118,11 @@ def find_sites(model: nn.Module, input_size: tuple[int, int, int]) -> SiteMap:
             )
         )
     return result
+
+
+def _check_size(size: Any) -> None:
+    if not (isinstance(size, Sequence) and len(size) == 3 and all(isinstance(n, Integral) and n > 0 for n in size)):
+        raise PolicyError(f"input_size is (C, H, W) of one image, three whole numbers from 1; got {size!r}")
 
 
 def _kinds(trace: "_Trace", modules: dict[str, nn.Module]) -> dict[str, str]:
