@@ -73,6 +73,7 @@ def record(row, seed, top1, parameters=100, table="mine", recipe="short"):
         ],
         "precision": "float32",
         "cost": {"parameters": parameters, "macs": 2_000_000},
+        "finished": "2026-01-01T00:00:00+00:00",
         "settings": {"trainer": {"schedule": "onecycle"}},
         "environment": ENVIRONMENT,
     }
@@ -184,6 +185,14 @@ def test_records_count_for_the_row_that_asks_for_their_settings(tmp_path):
     ]
     assert table.notes[-1].startswith("2 records were made with other settings than the rows have today")
     assert table.notes[-1].endswith("b by `short`, seed 0, 3.")
+
+
+def test_a_run_repeated_under_another_name_of_its_row_counts_once(tmp_path):
+    made = [record("a", 0, 90.0), record("a", 1, 92.0)]
+    again = record("a", 1, 91.0) | {"row": "renamed", "finished": "2026-02-01T00:00:00+00:00"}
+    earlier = record("a", 0, 10.0) | {"row": "renamed", "finished": "2025-01-01T00:00:00+00:00"}
+    (table,) = tables_of(tmp_path, SPEC.replace("id: a,", "id: renamed,"), [*made, again, earlier])
+    assert table.rows[0]["test_top1"] == spread([90.0, 91.0], [0, 1])
 
 
 def test_identities_are_composed_from_the_row_and_the_recipe(tmp_path):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,9 +98,10 @@ def run_overrides(spec: TableSpec, row: Mapping[str, Any], recipe: str) -> list[
 def match_runs(spec: TableSpec, records: Sequence[Record], identities: Identities) -> Runs:
     """Sort the records of a table by whether their identity is that of a row today.
 
-    A record counts for the row whose run it is, whatever the row was called when it was made.
+    A record counts for the row whose run it is, whatever the row was called when it was made. Of a run that was
+    repeated under another name of its row, the record that was finished last counts, alone.
     """
-    records = [record for record in records if record["table"] == spec.name]
+    records = _last_finished(record for record in records if record["table"] == spec.name)
     rows = {row["id"]: row for row in spec.rows}
     found: dict[tuple[str, str], list[Record]] = {}
     others = []
@@ -112,6 +113,15 @@ def match_runs(spec: TableSpec, records: Sequence[Record], identities: Identitie
         else:
             others.append(record)
     return Runs(found, others)
+
+
+def _last_finished(records: Iterable[Record]) -> list[Record]:
+    last: dict[tuple[str, str], Record] = {}
+    for record in records:
+        key = record["recipe"], record["identity"]
+        if key not in last or record["finished"] > last[key]["finished"]:
+            last[key] = record
+    return list(last.values())
 
 
 def _is_run_of(spec: TableSpec, row: Mapping[str, Any], record: Record, identities: Identities) -> bool:
