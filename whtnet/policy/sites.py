@@ -4,7 +4,6 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -121,7 +120,7 @@ def find_sites(model: nn.Module, input_size: tuple[int, int, int]) -> SiteMap:
 
 
 def _check_size(size: Any) -> None:
-    if not (isinstance(size, Sequence) and len(size) == 3 and all(isinstance(n, Integral) and n > 0 for n in size)):
+    if not (isinstance(size, Sequence) and len(size) == 3 and all(isinstance(n, int) and n > 0 for n in size)):
         raise PolicyError(f"input_size is (C, H, W) of one image, three whole numbers from 1; got {size!r}")
 
 
