@@ -37,6 +37,15 @@ def test_the_names_of_the_package_load_pytorch_alone():
     assert [name for name in HEAVY if name in modules] == []
 
 
+def test_modules_are_attributes_whatever_was_imported_before():
+    code = "import whtnet; print(whtnet.functional.fwht2d.__name__, whtnet.evaluation.CALIBRATION_BINS)"
+    _, printed = modules_after(code)
+    assert printed.split() == ["fwht2d", "15"]
+    assert {"functional", "classifier", "BWHT1d"} <= set(dir(whtnet))
+    with pytest.raises(AttributeError, match="no attribute 'functionals'"):
+        _ = whtnet.functionals
+
+
 def test_training_loads_no_library_before_it_is_needed():
     modules, _ = modules_after("import whtnet.cli")
     later = ("sklearn", "matplotlib", "plotly", "onnx")

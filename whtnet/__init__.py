@@ -1,9 +1,11 @@
 """Walsh-Hadamard layers for neural networks: transforms, layers, and policies that put them into any backbone.
 
-Names are imported when they are first used, so that a command line that shows its help need not wait for PyTorch.
+Names and modules (``whtnet.functional``, say) are imported when they are first used, so that a command line that shows
+its help need not wait for PyTorch.
 """
 
 import importlib
+import pkgutil
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -44,20 +46,24 @@ __all__ = [
     "spectral_parameter_names",
 ]
 
-_MODULES = ("kernels", "layers", "memory", "policy", "transforms")  # where these names are
+_HOMES = ("kernels", "layers", "memory", "policy", "transforms")  # where these names are
 _GONE = {"recycle_results": "keep_freed_memory() lets the C library keep the memory of freed results"}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return importlib.import_module(f"{__name__}.{name}")
     if name in __all__:
-        for module in map(importlib.import_module, (f"{__name__}.{module}" for module in _MODULES)):
+        for module in map(importlib.import_module, (f"{__name__}.{module}" for module in _HOMES)):
             if hasattr(module, name):
                 globals()[name] = getattr(module, name)
                 return globals()[name]
+    if name in _modules():
+        return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}; {_GONE.get(name, f'see dir({__name__})')}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted([*__all__, "__version__", *_modules()])
+
+
+def _modules() -> list[str]:
+    return [module.name for module in pkgutil.iter_modules(__path__)]
