@@ -58,7 +58,7 @@ def batch_norm_error(shape, dtype, channels_last=False):
         (F.gelu(y) * w[part]).sum().backward()
         gradients = [norm.weight.grad, norm.bias.grad]
         if part is rows:
-            gradients = [distributed.summed(g) for g in gradients]
+            gradients = [distributed.all_reduce(g) for g in gradients]
             results.append([y, mine.grad, *gradients, norm.running_mean, norm.running_var])
         else:
             results.append([y[rows], mine.grad[rows], *gradients, norm.running_mean, norm.running_var])
@@ -77,7 +77,7 @@ def main(path):
         ],
         "local": history_with_local_batches(),
     }
-    if distributed.is_first():
+    if distributed.is_main_process():
         path.write_text(json.dumps(results))
 
 

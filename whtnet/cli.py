@@ -33,7 +33,7 @@ def only_the_first_speaks() -> None:
 
     From the start of :func:`train` every process has its ``sys.stderr``, for tracebacks.
     """
-    if not distributed.is_first():
+    if not distributed.is_main_process():
         sys.stdout = io.StringIO()
     if distributed.local_rank() > 0:
         sys.stderr = io.StringIO()

@@ -232,7 +232,7 @@ def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
             sys.stdout.flush()
             return result
         except PreemptedError as error:
-            if distributed.is_first():  # all processes know of it
+            if distributed.is_main_process():  # all processes know of it
                 error_console.print(str(error), style="bold")
             hand_on(error.signals)
             sys.exit(EXIT_STATUS)
@@ -268,7 +268,7 @@ def _show_warning(
 
 def print_error(error: UserError) -> None:
     """Tell an error, once where several processes know of it."""
-    if distributed.is_first():
+    if distributed.is_main_process():
         error_console.print(f"error: {error}", style="bold red")
     elif not isinstance(error, distributed.PeerError):
         print(f"error in process {distributed.rank()}: {error}", file=sys.stderr)

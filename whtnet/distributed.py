@@ -24,36 +24,36 @@ class PeerError(UserError, RuntimeError):
     """Another process of the run ended early; what went wrong stands in that one's own message."""
 
 
-def count() -> int:
+def world_size() -> int:
     """Number of processes."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def rank() -> int:
     """Number of this process, from 0."""
-    return int(os.environ["RANK"]) if count() > 1 else 0
+    return int(os.environ["RANK"]) if world_size() > 1 else 0
 
 
 def local_rank() -> int:
     """Number of this process on its machine, from 0: that of its GPU."""
-    return int(os.environ["LOCAL_RANK"]) if count() > 1 else 0
+    return int(os.environ["LOCAL_RANK"]) if world_size() > 1 else 0
 
 
-def is_first() -> bool:
+def is_main_process() -> bool:
     """Whether this is the process that writes files and speaks to the user."""
     return rank() == 0
 
 
 def share(total: int) -> slice:
     """The part of a batch of ``total`` images that is this process's; the parts differ by one image at most."""
-    size, larger = divmod(total, count())
+    size, larger = divmod(total, world_size())
     start = rank() * size + min(rank(), larger)
     return slice(start, start + size + (rank() < larger))
 
 
-def summed(values: Tensor) -> Tensor:
+def all_reduce(values: Tensor) -> Tensor:
     """``values`` added up over the processes."""
-    if count() == 1:
+    if world_size() == 1:
         return values
     values = values.detach().clone()
     with conversation():
@@ -61,9 +61,9 @@ def summed(values: Tensor) -> Tensor:
     return values
 
 
-def gathered(values: Tensor) -> Tensor:
+def all_gather(values: Tensor) -> Tensor:
     """``values``, ``(…)``, of every process: ``(processes, …)``."""
-    parts = [torch.empty_like(values) for _ in range(count())]
+    parts = [torch.empty_like(values) for _ in range(world_size())]
     with conversation():
         dist.all_gather(parts, values)
     return torch.stack(parts)
@@ -71,18 +71,18 @@ def gathered(values: Tensor) -> Tensor:
 
 def anywhere(flag: bool) -> bool:
     """Whether ``flag`` is set in any process; no GPU is waited for."""
-    return bool(summed(torch.tensor(float(flag))))
+    return bool(all_reduce(torch.tensor(float(flag))))
 
 
-def from_first(work: Callable[[], T]) -> T:
+def from_main_process(work: Callable[[], T]) -> T:
     """Do ``work`` in the first process alone and give its result to all.
 
     Raises:
         PeerError: in the others, where the first meets a UserError.
     """
-    if count() == 1:
+    if world_size() == 1:
         return work()
-    result, error = _attempt(work) if is_first() else (None, None)
+    result, error = _attempt(work) if is_main_process() else (None, None)
     message: list[Any] = [(result, error is None)]
     with conversation():
         dist.broadcast_object_list(message, device=_CPU)
@@ -99,16 +99,16 @@ def together(work: Callable[[], T]) -> T:
         UserError: in the first process, that of the first one to meet one.
         PeerError: in the others.
     """
-    if count() == 1:
+    if world_size() == 1:
         return work()
     result, error = _attempt(work)
-    errors: list[Any] = [None] * count()
+    errors: list[Any] = [None] * world_size()
     with conversation():
         dist.all_gather_object(errors, None if error is None else f"process {rank()}: {error}")
     failed = [text for text in errors if text]
     if not failed:
         return result
-    if not is_first():
+    if not is_main_process():
         raise PeerError("a process ended; the first one says why")
     raise error or UserError(failed[0])
 
@@ -128,7 +128,7 @@ def conversation() -> Iterator[None]:
         PeerError: if another process ended.
     """
     try:
-        if count() > 1 and not dist.is_initialized():
+        if world_size() > 1 and not dist.is_initialized():
             dist.init_process_group()
             atexit.register(dist.destroy_process_group)
         yield

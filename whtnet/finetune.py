@@ -50,7 +50,7 @@ class FineTuneConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "finetune")
-        if self.init == "fit" and distributed.count() > 1:
+        if self.init == "fit" and distributed.world_size() > 1:
             raise ConfigError("finetune.init=fit is for one process; start without torchrun")
         if self.distill and self.start is None:
             raise ConfigError("finetune.distill needs a teacher: finetune.start=MODEL")

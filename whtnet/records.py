@@ -218,7 +218,7 @@ def environment(device: torch.device | str) -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         "device": device.type,
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
-        "processes": distributed.count(),
+        "processes": distributed.world_size(),
         "threads": torch.get_num_threads(),
     }
 

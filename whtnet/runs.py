@@ -89,16 +89,16 @@ def run(
         raise ConfigError(f"unknown resume={resume!r}; choose one of {', '.join(RESUME)}")
     device = distributed.together(lambda: resolve_device(experiment.device))
     distributed.together(lambda: experiment.identity)
-    folder = distributed.from_first(lambda: experiment.folder(root))
-    if resume == "auto" and (finished := distributed.from_first(lambda: _finished(folder))) is not None:
+    folder = distributed.from_main_process(lambda: experiment.folder(root))
+    if resume == "auto" and (finished := distributed.from_main_process(lambda: _finished(folder))) is not None:
         on_folder(folder, True)
         return finished
     experiment = distributed.together(lambda: _begun(experiment, root))
     parts = distributed.together(lambda: _prepare(experiment, device))
     with contextlib.ExitStack() as held:
-        folder = distributed.from_first(lambda: _claim(folder, resume, held))
-        done = distributed.from_first(lambda: _epochs_done(folder, experiment, parts.dataset))
-        sink = sink if distributed.is_first() else NullSink()
+        folder = distributed.from_main_process(lambda: _claim(folder, resume, held))
+        done = distributed.from_main_process(lambda: _epochs_done(folder, experiment, parts.dataset))
+        sink = sink if distributed.is_main_process() else NullSink()
         sink.start(_info(experiment, parts, folder, label, group, tags, done))
         follower = Follower(sink, folder, parts.dataset, parts.loaders, on_epoch)
         with _ending(sink, parts.cost) as summary:
@@ -120,9 +120,9 @@ def run(
             record = _record(experiment, parts, model, result)
             layers = describe_layers(model, follower.images)
             follower.end(model, result.history, folder / CHECKPOINT)
-            distributed.from_first(lambda: write_record(folder / RECORD, record, layers))
+            distributed.from_main_process(lambda: write_record(folder / RECORD, record, layers))
             summary |= {key: record[key] for key in _SUMMARY} | best_and_last(result.history)
-    return distributed.from_first(lambda: _whole_record(folder / RECORD))
+    return distributed.from_main_process(lambda: _whole_record(folder / RECORD))
 
 
 def dry_run(
@@ -160,9 +160,9 @@ def resolve_device(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if distributed.count() > 1 and name != "cpu":
+    if distributed.world_size() > 1 and name != "cpu":
         if name != "cuda":
-            raise ConfigError(f"device={name!r} can't serve {distributed.count()} processes; give device=auto")
+            raise ConfigError(f"device={name!r} can't serve {distributed.world_size()} processes; give device=auto")
         name = f"cuda:{distributed.local_rank()}"
     try:
         device = torch.device(name)
@@ -233,7 +233,7 @@ class _Parts:
 def _prepare(experiment: Experiment, device: torch.device) -> _Parts:
     config = experiment.trainer
     for name in ("compile", "cuda_graph"):
-        if getattr(config, name) and distributed.count() > 1:
+        if getattr(config, name) and distributed.world_size() > 1:
             raise ConfigError(f"trainer.{name}=true is for one process; leave it out, or start without torchrun")
     if config.cuda_graph and device.type != "cuda":
         raise ConfigError(f"trainer.cuda_graph=true needs a GPU, and this run is on {device.type}; leave it out")

@@ -60,9 +60,9 @@ class Loader:
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.batch_size = min(batch_size, len(split))
         self.num_samples = len(split) if seed is None else len(split) // self.batch_size * self.batch_size
-        if seed is not None and self.batch_size < distributed.count():
+        if seed is not None and self.batch_size < distributed.world_size():
             raise DatasetError(
-                f"a batch of {self.batch_size} images can't be shared by {distributed.count()} processes; "
+                f"a batch of {self.batch_size} images can't be shared by {distributed.world_size()} processes; "
                 "raise trainer.batch_size, or start fewer"
             )
         self.epoch = self.first_batch = 0

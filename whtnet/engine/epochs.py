@@ -54,7 +54,7 @@ class Epochs:
         self.mixing = Mixing(self.config, self.batch_size) if self.config.mixup or self.config.cutmix else None
         self.model = self.state.model
         self.whole_batch: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
-        if distributed.count() > 1:
+        if distributed.world_size() > 1:
             with distributed.conversation():
                 self.model = DistributedDataParallel(self.model)
             self.whole_batch = GlobalBatch(self.batch_size)
@@ -91,7 +91,7 @@ class Epochs:
                 break
             if distributed.anywhere(self.should_stop()):
                 self._leave(part, time.perf_counter() - started)
-        totals = distributed.summed(part.totals).tolist()  # waits for the device, so that the time below is true
+        totals = distributed.all_reduce(part.totals).tolist()  # waits for the device, so that the time below is true
         seconds = part.seconds + time.perf_counter() - started
         count = part.steps * self.batch_size
         metrics = {
@@ -113,12 +113,12 @@ class Epochs:
         part, state.part = state.part or PartOfEpoch(0, torch.zeros(3)), None
         for generator, random in zip(self._generators(), part.random, strict=False):  # it may have been left on a GPU
             generator.set_state(random)
-        if not distributed.is_first():
+        if not distributed.is_main_process():
             part.totals.zero_()  # the first process's has everyone's
         part.totals = part.totals.to(self.device)
         self.loaders.train.set_epoch(state.epoch, part.steps)
         state.model.train()
-        self.told = part.steps, distributed.summed(part.totals)[0].item()
+        self.told = part.steps, distributed.all_reduce(part.totals)[0].item()
         return part
 
     def _mixed(self, images: Tensor, step: int) -> tuple[Tensor, Tensor | None]:
@@ -134,18 +134,18 @@ class Epochs:
         loss = self.loss(logits.float(), targets, wanted)
         state.optimizer.zero_grad(set_to_none=True)
         with distributed.conversation():  # DDP averages over processes; what is wanted is the mean over images
-            (loss * (distributed.count() * len(labels) / self.batch_size)).backward()
+            (loss * (distributed.world_size() * len(labels) / self.batch_size)).backward()
         norm = clip_gradients_(state.model, self.config.clip_grad)  # the same in all processes, which share it here
         state.optimizer.step()
         if state.ema is not None:
             state.ema.update_parameters(state.model)
         correct = (logits.detach().argmax(1) == (labels if shares is None else targets.argmax(1))).sum()
-        return torch.stack([loss.detach() * len(labels), correct, norm / distributed.count()])
+        return torch.stack([loss.detach() * len(labels), correct, norm / distributed.world_size()])
 
     def _leave(self, part: PartOfEpoch, seconds: float) -> None:
         self._check_finite(part)
         random = [generator.get_state() for generator in self._generators()]
-        self.state.part = PartOfEpoch(part.steps, distributed.summed(part.totals), part.seconds + seconds, random)
+        self.state.part = PartOfEpoch(part.steps, distributed.all_reduce(part.totals), part.seconds + seconds, random)
         raise PreemptedError(
             f"stopped on request in epoch {self.state.epoch + 1}, after step {part.steps} of {self.steps}; "
             "the same command goes on from there"
@@ -182,7 +182,7 @@ class Epochs:
 
     def _check_finite(self, part: PartOfEpoch) -> float:
         """The sum of the losses so far."""
-        loss = distributed.summed(part.totals)[0].item()
+        loss = distributed.all_reduce(part.totals)[0].item()
 
         def check() -> None:
             if not math.isfinite(loss):
@@ -193,7 +193,7 @@ class Epochs:
                     "policy.options.clamp=true"
                 )
 
-        distributed.from_first(check)  # and so it is said once
+        distributed.from_main_process(check)  # and so it is said once
         return loss
 
     def _has_checkpoint(self) -> bool:

@@ -28,5 +28,5 @@ def evaluate(
         totals = totals.to(images.device) + torch.stack([loss.double(), correct.double()])
         seen += len(labels)
     model.train(was_training)
-    loss, correct, seen = distributed.summed(torch.tensor([*totals.tolist(), seen], dtype=torch.float64)).tolist()
+    loss, correct, seen = distributed.all_reduce(torch.tensor([*totals.tolist(), seen], dtype=torch.float64)).tolist()
     return {"loss": loss / seen, "top1": 100 * correct / seen}

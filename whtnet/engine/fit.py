@@ -114,9 +114,9 @@ def fit(
     def save(contents: dict[str, Any], name: str | None = None) -> None:
         if checkpoint and not config.dry_run:
             path = checkpoint.with_name(name or checkpoint.name)
-            distributed.from_first(lambda: save_checkpoint(path, {**contents, **extra}, fingerprint))
+            distributed.from_main_process(lambda: save_checkpoint(path, {**contents, **extra}, fingerprint))
 
-    if (saved := distributed.from_first(load)) is not None:
+    if (saved := distributed.from_main_process(load)) is not None:
         state.load(saved)
     if not state.is_finished(config):
         if saved is not None:

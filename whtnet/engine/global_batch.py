@@ -81,7 +81,7 @@ def _statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean and (biased) variance of each channel, ``(C,)``, over all processes; number of values, ``(1,)``."""
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     var, mean = torch.var_mean(x, dim=[0, *range(2, x.dim())], correction=0)
-    shares = distributed.gathered(torch.cat([mean, var, mean.new_tensor([x.numel() // x.shape[1]])]))
+    shares = distributed.all_gather(torch.cat([mean, var, mean.new_tensor([x.numel() // x.shape[1]])]))
     means, variances, counts = shares.split([len(mean), len(mean), 1], dim=1)
     total = counts.sum(0)
     mean = (counts * means).sum(0) / total
@@ -107,7 +107,7 @@ class _Normalise(torch.autograd.Function):
         grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
             grad, x, weight, mean, var, None, None, False, ctx.eps, (True, True, True)
         )
-        of_weight, of_bias = distributed.summed(torch.stack([grad_weight, grad_bias])) / count
+        of_weight, of_bias = distributed.all_reduce(torch.stack([grad_weight, grad_bias])) / count
         inverse = (var + ctx.eps).rsqrt()
         slope = -weight * inverse**2 * of_weight
         offset = -weight * inverse * of_bias - slope * mean

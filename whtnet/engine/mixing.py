@@ -24,8 +24,8 @@ class Mixing:
     """
 
     def __init__(self, config: TrainConfig, batch_size: int) -> None:
-        if batch_size % (2 * distributed.count()):
-            several = f", here by {2 * distributed.count()}" if distributed.count() > 1 else ""
+        if batch_size % (2 * distributed.world_size()):
+            several = f", here by {2 * distributed.world_size()}" if distributed.world_size() > 1 else ""
             raise ConfigError(
                 f"trainer.mixup and trainer.cutmix mix pairs, but a batch has {batch_size} images; give a "
                 f"trainer.batch_size that is divisible by 2{several}, and not above the number of training images"

@@ -50,7 +50,7 @@ class Follower:
 
     def on_epoch(self, metrics: dict[str, float]) -> None:
         """Keep an epoch's metrics, and hand them on."""
-        if distributed.is_first():
+        if distributed.is_main_process():
             put_epoch(self.curves, metrics)
         self.sink.log(int(metrics["epoch"]), metrics)
         self._on_epoch(metrics)
@@ -60,9 +60,9 @@ class Follower:
 
         Of several processes none has all answers, so these are handed on by a single one only.
         """
-        if distributed.is_first():
+        if distributed.is_main_process():
             write_curves(self.curves, history)
-        if distributed.count() == 1:
+        if distributed.world_size() == 1:
             self.sink.show_answers(lambda: self._answers(network))
         self.sink.keep_model(checkpoint)
 
