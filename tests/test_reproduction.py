@@ -24,10 +24,10 @@ def test_mean_interval_is_scipys():
 
 
 def test_a_single_run_takes_the_other_sides_deviation():
-    low, high = welch_interval(spread([5.0]), spread([1.0, 2.0, 3.0]))
-    half = stats.t.ppf(0.975, 2) * 1.0 * (1 + 1 / 3) ** 0.5
+    low, high = welch_interval(spread([7.0]), spread([2.0, 4.0, 6.0]))
+    half = stats.t.ppf(0.975, 2) * 2.0 * (1 + 1 / 3) ** 0.5
     assert (low, high) == pytest.approx((3 - half, 3 + half))
-    assert welch_interval(spread([1.0, 2.0, 3.0]), spread([5.0])) == pytest.approx((-high, -low))
+    assert welch_interval(spread([2.0, 4.0, 6.0]), spread([7.0])) == pytest.approx((-high, -low))
     assert welch_interval(spread([5.0]), spread([1.0])) is None
     assert welch_interval(spread([5.0, 5.0]), spread([1.0, 1.0])) == (4.0, 4.0)
 

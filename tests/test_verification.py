@@ -3,7 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import save_file
-from shipped import SHIPPED, compose_config
+from shipped import ROOT, SHIPPED, compose_config
 from test_tables import COUNTED, SPEC, record, results_of, write_spec
 
 from whtnet import verification
@@ -16,6 +16,7 @@ from whtnet.tables import (
     count_rows,
     count_training_rows,
     draw_figures,
+    pages,
     rendered,
     stored_tables,
     update_page,
@@ -88,6 +89,12 @@ def test_published_counts_that_were_changed_by_hand(published_counts, tmp_path):
 
 def test_every_kind_of_table_that_the_project_has():
     assert failures(check_rows(SHIPPED.specs(), SHIPPED)) == {}
+
+
+def test_the_readme_and_the_guide_show_what_results_hold():
+    checks = list(check_pages(SHIPPED.specs(), SHIPPED, pages(ROOT)))
+    assert "README.md: table verdicts" in [check.name for check in checks]
+    assert failures(checks) == {}
 
 
 @pytest.mark.parametrize(
