@@ -1,15 +1,22 @@
 """Mistakes in overrides: a line that says what was meant, and nothing left behind."""
 
+import itertools
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from whtnet import commands
+from whtnet.commands.compose import compose_alone, compose_config
+from whtnet.errors import UserError
 
 ROOT = Path(__file__).parents[1]
+SMALL = ["dataset=synthetic", "dataset.size=8", "dataset.train_size=32", "dataset.test_size=16", "trainer.epochs=1"]
+SMALL += ["trainer.batch_size=16", "logger=none", "device=cpu"]
 
 
 def run(script, *arguments, cwd):
@@ -27,11 +34,10 @@ def run(script, *arguments, cwd):
         ("backbone=resnet_20", "no backbone 'resnet_20'; did you mean resnet20?"),
         ("hydra/launcher=basik", "no hydra/launcher 'basik'; did you mean basic?"),
         ("=3", "'=3' names no setting; write NAME=VALUE, without spaces around the sign"),
-        (
-            "backbone",
-            "can't read 'backbone' (missing EQUAL at '<EOF>'); write NAME=VALUE, and what has spaces or signs as "
-            "'NAME=\"VALUE\"'",
-        ),
+        ("backbone", "can't read 'backbone'; write NAME=VALUE"),
+        ("seed=1,2", "seed=1,2 is several values: train.py -m trains with each; where it is one, write 'seed=\"1,2\"'"),
+        ("run_root=1.5", "run_root=1.5 is no path; write ./ before a name that looks like that"),
+        ("run_root=", "run_root= is empty; name a folder or file, or leave it out"),
     ],
 )
 def test_typing_mistakes_are_told_in_a_line(tmp_path, override, answer):
@@ -49,14 +55,63 @@ def test_other_mistakes_too(tmp_path, override):
     assert list(tmp_path.iterdir()) == []
 
 
+# What Hydra's grammar has no reading for, in paths that people have.
+ODD_NAMES = [
+    "Jürgen", "ü 1", "a=b", "a[1]", "a{b}", "a(b)", "copy (2)", "it's", 'a"b', "a\\", 'a\\"b', "#1", "a#b", "100%",
+    "$x", "[open", "'open", "2024", "012x", "a:b", "~1", "!", "a;b", "日本",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_paths_may_have_any_letters(name):
+    config = compose_config(["dataset=timm", f"dataset.root={name}", f"run_root={name}", f"finetune.start=x/{name}"])
+    assert (config["dataset"]["root"], config["run_root"], config["finetune"]["start"]) == (name, name, f"x/{name}")
+    assert compose_alone([f"dataset.root={name}"]) == {"dataset": {"root": name}}
+
+
+@pytest.mark.parametrize("name", ["a,b", "a, b"])
+def test_a_comma_is_told_with_what_to_write(name):
+    for compose in (compose_config, compose_alone):
+        with pytest.raises(UserError, match="is several values") as told:
+            compose([f"run_root={name}"])
+        (word,) = shlex.split(str(told.value).partition("write ")[2])
+        assert compose([word])["run_root"] == name
+
+
+def test_a_home_is_that_of_a_shell(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert compose_config(["run_root=~/x, y/runs"])["run_root"] == "/home/me/x, y/runs"
+
+
+def test_dollar_signs_that_stand_for_a_setting():
+    with pytest.raises(UserError, match=r"key 'x' not found .* write \\\$\{ in single quotes"):
+        compose_config(["run_root=${x}"])
+    assert compose_config([r"run_root=\${x}"])["run_root"] == "${x}"
+
+
+def test_a_folder_with_an_odd_name_is_trained_on(tmp_path):
+    for split, name in itertools.product(("train", "val"), "ab"):
+        folder = tmp_path / "ü [1]=2" / split / name
+        folder.mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(folder / "1.png")
+    words = ["trainer.epochs=1", "logger=none", "device=cpu", "policy=none", "trainer.batch_size=2", "run_root=2024"]
+    done = run("train.py", "dataset=timm", "dataset.root=ü [1]=2", "dataset.input_size=8", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [path.parents[2].name for path in tmp_path.rglob("record.json")] == ["2024"]
+
+
+def test_a_path_that_is_none_ends_its_job_alone(tmp_path):
+    done = run("train.py", "-m", *SMALL, "trainer.dry_run=true", "policy=none", "finetune.start=1.5,null", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: finetune.start=1.5 is no path")
+    assert done.stdout.count("│ done") == 1
+    assert "Traceback" not in done.stderr
+
+
 def test_a_mistake_in_a_sweep_ends_it_before_it_begins(tmp_path):
     done = run("train.py", "-m", "trainer=short,shrt", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (1, "error: no trainer 'shrt'; did you mean short?\n")
     assert list(tmp_path.iterdir()) == []
-
-
-SMALL = ["dataset=synthetic", "dataset.size=8", "dataset.train_size=32", "dataset.test_size=16", "trainer.epochs=1"]
-SMALL += ["trainer.batch_size=16", "logger=none", "device=cpu"]
 
 
 def test_jobs_of_a_sweep_go_on_after_one_that_fails(tmp_path):

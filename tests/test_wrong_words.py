@@ -138,7 +138,6 @@ def test_options_of_hydra(type_in, word):
         ("~trainer", "trainer was taken away"),
         ("++sead=3", "no setting 'sead'; did you mean seed?"),
         ("group=[1]", "is no word"),
-        ("run_root=", "name the folder of the runs"),
     ],
 )
 def test_settings_that_no_run_has_or_can_do_without(override, answer):

@@ -106,8 +106,6 @@ def _check_names(c: dict[str, Any]) -> None:
         raise ConfigError(f"no setting {unknown[0]!r}; {did_you_mean(unknown[0], _SETTINGS)}")
     if not isinstance(c["group"], str | int | None):
         raise ConfigError(f"group={c['group']!r} is no word")
-    if not c["run_root"]:
-        raise ConfigError("run_root= is empty; name the folder of the runs, or leave it out")
 
 
 def _print_folder(folder: Path, finished: bool) -> None:

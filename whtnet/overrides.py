@@ -1,17 +1,51 @@
 """What is wrong with an override, in a line that says what may have been meant. Needs no PyTorch."""
 
+import os
 import re
+import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
-from hydra.errors import MissingConfigException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError
 
 from whtnet.errors import UserError, did_you_mean
 
 _KEY = re.compile(r"Could not override '([^'@]+)'")
-_UNREADABLE = re.compile(r"Error parsing override '(.*?)'\n([^\n]*)", re.DOTALL)
+_SEVERAL = re.compile(r"(?:Ambiguous value for argument|Sweep parameters) '(.*?)'(?:\n| requires)", re.DOTALL)
+_PATHS = ("run_root", "dataset.root", "dataset.train_split", "dataset.test_split", "backbone.weights", "finetune.start")
+
+
+def as_text(words: Iterable[str]) -> list[str]:
+    """Words in which values that Hydra's grammar can't read are quoted, so that they count as text.
+
+    Paths may thus have any letters and signs. ``~`` at the beginning of such a value is the home, as in a shell.
+
+    Args:
+        words: of a command line, options among them.
+    """
+    parser = OverridesParser.create()
+    return [word if word.startswith("-") or _is_readable(parser, word) else _quoted(word) for word in words]
+
+
+def _is_readable(parser: OverridesParser, word: str) -> bool:
+    try:
+        parser.parse_override(word)
+    except HydraException:
+        return False
+    return True
+
+
+def _quoted(word: str) -> str:
+    name, sign, value = word.partition("=")
+    if not sign:
+        return word
+    # In a quoted value, backslashes stand for themselves, except before a quote.
+    value = re.sub(r'(\\*)("|$)', lambda match: match[1] * 2 + match[2].replace('"', r"\""), os.path.expanduser(value))
+    return f'{name}="{value}"'
 
 
 def check_words(words: Iterable[str], configs: Path) -> None:
@@ -54,15 +88,38 @@ def explain(error: Exception, configs: Path) -> str:
             group = key.partition(".")[0]
             return f"{key} is no setting of the {group} that is chosen; {', '.join(owners)} have it"
         return f"no setting {key!r}; {did_you_mean(key, _keys(configs))}"
-    if match := _UNREADABLE.match(str(error)):
-        override, reason = match.groups()
-        return f"can't read {override!r} ({reason}); write NAME=VALUE, and what has spaces or signs as 'NAME=\"VALUE\"'"
+    if match := _SEVERAL.match(str(error)):
+        word = match[1].removeprefix("++")
+        one = shlex.quote(_quoted(word))
+        return f"{word} is several values: train.py -m trains with each; where it is one, write {one}"
+    if isinstance(error, OverrideParseException):
+        return f"can't read {error.override!r}; write NAME=VALUE"
+    if isinstance(error, InterpolationResolutionError):
+        return rf"{' '.join(str(error).split())}; where a dollar sign is meant, write \${{ in single quotes"
     return " ".join(str(error).split())
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
-    """A config as plain data, resolved."""
-    return cast("dict[str, Any]", OmegaConf.to_container(config, resolve=True))
+    """A config as plain data, resolved; what a path may be is text in it, as the folder 2024.
+
+    Raises:
+        UserError: for a setting that must be a path, and is none.
+    """
+    data = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=True))
+    for path in _PATHS:
+        group, _, name = path.rpartition(".")
+        settings = data.get(group) if group else data
+        if isinstance(settings, dict) and settings.get(name) is not None:
+            settings[name] = _path(path, settings[name])
+    return data
+
+
+def _path(name: str, value: object) -> str:
+    if value == "":
+        raise UserError(f"{name}= is empty; name a folder or file, or leave it out")
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise UserError(f"{name}={value!r} is no path; write ./ before a name that looks like that")
+    return str(value)
 
 
 def _owners(key: str, configs: Path) -> list[str]:

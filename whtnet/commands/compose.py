@@ -9,7 +9,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from whtnet.commands.places import ROOT
 from whtnet.errors import UserError
-from whtnet.overrides import check_words, explain, plain
+from whtnet.overrides import as_text, check_words, explain, plain
 from whtnet.searchpath import register_backbones
 
 
@@ -21,9 +21,22 @@ def compose_config(overrides: Sequence[str], config_name: str = "config") -> dic
     """
     register_backbones()
     check_words(overrides, ROOT / "configs")
+    return _compose(config_name, overrides)
+
+
+def compose_alone(overrides: Sequence[str]) -> dict[str, Any]:
+    """What these overrides say without a config, read in the same way.
+
+    Raises:
+        UserError: if an override can't be read.
+    """
+    return _compose(None, [f"++{word}" for word in overrides])
+
+
+def _compose(config_name: str | None, overrides: Sequence[str]) -> dict[str, Any]:
     try:
         with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-            return plain(compose(config_name, list(overrides)))
+            return plain(compose(config_name, as_text(overrides)))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, ROOT / "configs")) from error
 

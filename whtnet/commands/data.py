@@ -4,14 +4,12 @@ import re
 from collections.abc import Sequence
 
 import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from whtnet.classifier import Classifier
+from whtnet.commands.compose import compose_alone
 from whtnet.data import DatasetError, Loaders, load_dataset
 from whtnet.data.places import few
 from whtnet.errors import UserError
-from whtnet.overrides import plain
 
 
 def load_data(model: Classifier, overrides: Sequence[str], batch_size: int, device: torch.device) -> Loaders:
@@ -29,10 +27,7 @@ def load_data(model: Classifier, overrides: Sequence[str], batch_size: int, devi
     for word in overrides:
         if not re.fullmatch(r"dataset(\.\w+)+=.+", word, re.DOTALL):
             raise UserError(_no_setting(word))
-    try:
-        given = plain(OmegaConf.from_dotlist(list(overrides)))
-    except OmegaConfBaseException as error:
-        raise UserError(f"{' '.join(overrides)}: {error}") from error
+    given = compose_alone(overrides)
     normalisation = {"mean": model.mean.flatten().tolist(), "std": model.std.flatten().tolist()}
     chosen = given.get("dataset", {})
     known = model.dataset if chosen.get("name", model.dataset.get("name")) == model.dataset.get("name") else {}

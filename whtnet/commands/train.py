@@ -6,6 +6,7 @@
 import functools
 import os
 import sys
+from typing import Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -18,7 +19,7 @@ from whtnet.commands.arguments import usage_error
 from whtnet.commands.places import ROOT
 from whtnet.errors import JobFailedError, UserError
 from whtnet.extensions import trust_typed
-from whtnet.overrides import check_words, explain, plain
+from whtnet.overrides import as_text, check_words, explain, plain
 from whtnet.searchpath import register_backbones
 from whtnet.sweeps import register_sweeper, title_of_job
 
@@ -27,9 +28,21 @@ from whtnet.sweeps import register_sweeper, title_of_job
 def _train(config: DictConfig) -> float | None:
     """Compose the config, run it, and return the test error in percent."""
     trust_typed(HydraConfig.get().overrides.task)
+    settings = _plain(config, title_of_job())
     from whtnet.cli import train  # here: --help and completion need not wait for PyTorch
 
-    return train(plain(config), title_of_job())
+    return train(settings, title_of_job())
+
+
+def _plain(config: DictConfig, job: str | None) -> dict[str, Any]:
+    try:
+        return plain(config)
+    except (UserError, OmegaConfBaseException) as error:
+        message = explain(error, ROOT / "configs")
+        if job is None:
+            sys.exit(f"error: {message}")
+        print(f"error: {message}", file=sys.stderr)
+        raise JobFailedError(message) from error
 
 
 def _read_options() -> None:
@@ -50,6 +63,7 @@ def main() -> None:
     register_sweeper()
     try:
         check_words(sys.argv[1:], ROOT / "configs")
+        sys.argv[1:] = as_text(sys.argv[1:])
         _read_options()
         _train()
     except (HydraException, OmegaConfBaseException) as error:

@@ -115,7 +115,7 @@ class ImageDataset:
 def load_dataset(
     name: str,
     *,
-    root: str | int | None = None,
+    root: str | None = None,
     download: bool = True,
     holdout: float = 0.0,
     crop_padding: int = 0,

@@ -10,10 +10,10 @@ from whtnet.data.places import Place, list_splits
 def data_identity(
     name: str,
     *,
-    root: str | int | None = None,
+    root: str | None = None,
     source: str = "",
-    train_split: str | int = "train",
-    test_split: str | int = "validation",
+    train_split: str = "train",
+    test_split: str = "validation",
     class_depth: int | None = None,
     reader: Mapping[str, Any] | None = None,
     **others: Any,

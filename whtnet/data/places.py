@@ -37,7 +37,7 @@ class Place:
     looked: tuple[Path, ...]
 
     @classmethod
-    def find(cls, name: str, root: str | int | None) -> "Place":
+    def find(cls, name: str, root: str | None) -> "Place":
         """Apply the rule at the top of this module.
 
         Raises:
@@ -46,12 +46,15 @@ class Place:
         if root is not None:
             if name not in MARKERS:
                 raise DatasetError(f"dataset.root={root} does not apply to {name}, which has no files; leave it out")
-            path = Path(_path(root)).expanduser().absolute()
+            try:
+                path = Path(os.path.expanduser(root)).absolute()
+            except TypeError as error:
+                raise DatasetError(f"dataset.root={root!r} is no path") from error
             return cls(name, path, True, (path,))
         local = Path("data", name).absolute()
         if not (variable := os.environ.get("WHTNET_DATA")):
             return cls(name, local, False, (local,))
-        base = Path(variable).expanduser().absolute()
+        base = Path(os.path.expanduser(variable)).absolute()
         found = local
         if (base / name).exists():
             found = base / name
@@ -69,7 +72,7 @@ class Place:
             f"WHTNET_DATA in the environment, to a local copy{network}"
         )
 
-    def splits(self, train: str | int, test: str | int) -> tuple[Path, Path]:
+    def splits(self, train: str, test: str) -> tuple[Path, Path]:
         """Folders or tars of both splits.
 
         Raises:
@@ -78,8 +81,8 @@ class Place:
         """
         return self._split("train_split", train), self._split("test_split", test)
 
-    def _split(self, option: str, wanted: str | int) -> Path:
-        names = [str(wanted)]
+    def _split(self, option: str, wanted: str) -> Path:
+        names = [wanted]
         paths = self._present(names)
         if not paths and wanted in ALL_VALIDATION:
             names = [wanted, *(name for name in ALL_VALIDATION if name != wanted)]
@@ -107,12 +110,6 @@ class Place:
 
 
 _PACKED = (".zip", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")
-
-
-def _path(root: object) -> str:
-    if isinstance(root, bool) or not isinstance(root, str | int):
-        raise DatasetError(f"dataset.root={root!r} is no path; write a folder of such a name with ./ before it")
-    return str(root)  # a folder called 2024 is a number to Hydra
 
 
 def list_splits(paths: Sequence[Path], class_depth: int | None = None) -> tuple[Listing, Listing]:

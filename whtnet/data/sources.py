@@ -65,7 +65,7 @@ def source_defaults(name: str) -> dict[str, Any]:
     return defaults_of(SOURCES[name])
 
 
-def read_source(name: str, root: str | int | None = None, download: bool = True, **options: Any) -> Source:
+def read_source(name: str, root: str | None = None, download: bool = True, **options: Any) -> Source:
     """Read the data set called ``name``; the same arguments give the same, already decoded, images within a process.
 
     Raises:
@@ -87,8 +87,8 @@ def _listings(
     place: Place,
     *,
     source: str = "",
-    train_split: str | int = "train",
-    test_split: str | int = "validation",
+    train_split: str = "train",
+    test_split: str = "validation",
     class_depth: int | None = None,
     **others: Any,
 ) -> tuple[Listing, Listing] | None:
@@ -104,7 +104,7 @@ def _read(place: Place, download: bool, options: str, listings: tuple[Listing, L
     return _checked(place.name, SOURCES[place.name](place, download, **json.loads(options)))
 
 
-def _from_extension(name: str, root: str | int | None, options: Mapping[str, Any]) -> Source:
+def _from_extension(name: str, root: str | None, options: Mapping[str, Any]) -> Source:
     source = call_extension(name, **({} if root is None else {"root": root}), **options)
     if not isinstance(source, Source):
         raise DatasetError(f"{name} must return a whtnet.data.Source, not {type(source).__name__}")
@@ -202,8 +202,8 @@ def _timm(
     download: bool,
     *,
     source: str = "",
-    train_split: str | int = "train",
-    test_split: str | int = "validation",
+    train_split: str = "train",
+    test_split: str = "validation",
     class_depth: int | None = None,
     input_size: int | Sequence[int] = 224,
     crop_pct: float = 1.0,
@@ -235,7 +235,7 @@ def _timm(
         raise DatasetError("dataset.transform is for images that are not in memory; set dataset.in_memory=false")
     size = _height_and_width(input_size)
     if source:
-        title, (classes, splits) = source, _hub(place, source, [str(train_split), str(test_split)], size, reader or {})
+        title, (classes, splits) = source, _hub(place, source, [train_split, test_split], size, reader or {})
     elif reader:
         raise DatasetError("dataset.reader is for dataset.source=hfds/NAME; folders and tars are read by one rule")
     else:
