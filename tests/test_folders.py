@@ -103,13 +103,14 @@ def test_what_pillow_reads_is_an_image(listed, name):
 def test_what_is_skipped_is_counted(listed):
     clutter = [
         ".DS_Store", ".git/config.png", ".git/more.png", "cat/._1.png", "cat/.ipynb_checkpoints/1.png",
-        "__MACOSX/cat/1.png", "cat/Thumbs.db", "classes.txt", "cat/notes.txt", "cat/README", "stray.png", "cat/a.h5",
+        "__MACOSX/cat/1.png", "lost+found/", "cat/@eaDir/1.png",
+        "cat/Thumbs.db", "classes.txt", "cat/notes.txt", "cat/README", "stray.png", "cat/a.h5",
     ]  # fmt: skip
     listing = listed(["cat/1.png", "dog/1.png", *clutter])
     assert listing.classes == ("cat", "dog")
     assert len(listing) == 2
     assert listing.skipped == {
-        "hidden files and folders": 5,
+        "hidden files and folders": 7,
         "files .txt": 2,
         "files .db": 1,
         "files .h5": 1,
@@ -161,9 +162,10 @@ def test_links(tmp_path):
     (train / "cat" / "again.png").symlink_to(elsewhere / "1.png")
     (train / "cat" / "gone.png").symlink_to(elsewhere / "3.png")
     (train / "cat" / "loop").symlink_to(train)
+    (train / "itself").symlink_to("itself")
     listing = list_images(train)
     assert [entry.name for entry in listing.entries] == ["cat/1.png", "cat/again.png", "dog/1.png", "dog/2.png"]
-    assert listing.skipped == {"broken links and special files": 1}
+    assert listing.skipped == {"broken links and special files": 2}
 
 
 def test_names_that_are_no_text(tmp_path):
@@ -191,10 +193,25 @@ def test_odd_tars(tmp_path):
             tar.addfile(info, io.BytesIO(content))
     with list_images(twice).open(0) as file:  # unpacked, the later one would be there
         assert Image.open(file).getpixel((0, 0)) == (9, 9, 9)
+    with tarfile.open(tmp_path / "linked.tar", "w") as tar:
+        for name, link in (("cat/1.png", ""), ("cat/2.png", "cat/1.png"), ("cat/3.png", "gone.png")):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = (tarfile.LNKTYPE, link) if link else (tarfile.REGTYPE, "")
+            info.size = 0 if link else len(PNG)
+            tar.addfile(info, io.BytesIO(PNG))
+    linked = list_images(tmp_path / "linked.tar")
+    assert ([entry.name for entry in linked.entries], linked.open(1).read()) == (["cat/1.png", "cat/2.png"], PNG)
+    assert linked.skipped == {"broken links and special files": 1}
     for name, content in {"cut.tar": twice.read_bytes()[:700], "text.tar": b"no tar" * 200}.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DatasetError, match=rf"{name} can't be read as a tar"):
             list_images(tmp_path / name)
+
+
+def test_depths_that_cannot_be(tmp_path):
+    for depth in (0, -1):
+        with pytest.raises(DatasetError, match=rf"class_depth must be at least 1, got {depth}"):
+            list_images(write(tmp_path / "train", ["cat/1.png"]), depth)
 
 
 def splits(root, train, test, kind="folder"):
@@ -223,6 +240,28 @@ def test_both_splits_have_the_same_classes(tmp_path, kind):
         load(splits(tmp_path / "d", CATS, ["cat/a.txt"], kind))
 
 
+@pytest.mark.parametrize("kind", EVERY_KIND)
+@pytest.mark.parametrize(("place", "below"), [("val/1.JPEG", ""), ("val/images/1.JPEG", "/images")])
+def test_images_that_are_not_sorted_by_class(tmp_path, kind, place, below):
+    suffix = ".tar" if kind == "tar" else ""
+    names = [place.removeprefix("val/")]
+    for split, folder, images in (("training", "train", names), ("test", "val", CATS)):
+        root = splits(tmp_path / split, images, names, kind)
+        where = rf"{root}/{folder}{suffix}{below}"
+        with pytest.raises(DatasetError, match=rf"images of the {split} split lie all in {where}, not in a folder"):
+            load(root)
+
+
+def test_the_remedy_for_tiny_imagenet(tmp_path):
+    images = {"images/0.JPEG": PNG, "images/1.JPEG": PNG, "val_annotations.txt": b"0.JPEG\tdog\t0\n1.JPEG\tcat\t0\n"}
+    root = splits(tmp_path / "tiny images", CATS, images)
+    with pytest.raises(DatasetError, match="; sort them: cd ") as told:
+        load(root)
+    subprocess.run(["sh", "-c", str(told.value).partition("sort them: ")[2]], check=True)
+    assert labelled(list_images(root / "val")) == {"dog/0.JPEG": "dog", "cat/1.JPEG": "cat"}
+    assert load(root).classes == ["cat", "dog"]
+
+
 def test_what_is_odd_is_said_once(tmp_path):
     root = splits(tmp_path / "pets", [*CATS, "cat/notes.txt", ".DS_Store"], ["dog/1.png"])
     with warnings.catch_warnings(record=True) as said:
@@ -237,8 +276,12 @@ def test_what_is_odd_is_said_once(tmp_path):
     assert dataset.summary == "pets: 2 classes (cat, dog), 2 training and 1 test images"
     with pytest.warns(UserWarning, match="only one class, cat"):
         load(splits(tmp_path / "cats", ["cat/1.png"], ["cat/1.png"]))
-    with pytest.warns(UserWarning, match="are the same images"):
+    with pytest.warns(UserWarning, match="have the same images, by names"):
         load(root, test_split="train")
+    with pytest.warns(UserWarning, match="have the same images, by names"):
+        load(splits(tmp_path / "copied", CATS, CATS))
+    with pytest.warns(UserWarning, match="several classes that look like 'caf\u00e9'"):
+        load(splits(tmp_path / "twins", ["cafe\u0301/1.png", "caf\u00e9/1.png"], ["caf\u00e9/1.png"]))
 
 
 def test_which_folder_is_meant(tmp_path, monkeypatch):

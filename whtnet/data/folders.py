@@ -2,8 +2,8 @@
 
 The first level below the split names the class: ``train/cat/1.png`` and ``train/cat/images/1.png`` are both a ``cat``.
 Classes and images are sorted bytewise, so ``B`` comes before ``a`` and ``10`` before ``2``. Files are images by their
-ending, whatever its case, if Pillow reads such files. Hidden files and folders (``.…``, ``__MACOSX``), other files, and
-images outside the class folders are skipped and counted.
+ending, whatever its case, if Pillow reads such files. Hidden files and folders (``.…``, and those of systems, such as
+``__MACOSX``), other files, and images outside the class folders are skipped and counted.
 """
 
 import hashlib
@@ -19,6 +19,8 @@ from typing import BinaryIO, NamedTuple
 
 from whtnet.data.errors import DatasetError
 from whtnet.data.pixels import image_suffixes
+
+OUTSIDE = "images outside the class folders"
 
 
 class Entry(NamedTuple):
@@ -91,9 +93,11 @@ def list_images(path: Path, class_depth: int | None = None) -> Listing:
             is doubtful.
 
     Raises:
-        DatasetError: for a damaged tar, an empty file, names that are no text; and for a class with several folders
-            that no other class has, which may be classes themselves, if ``class_depth`` is None.
+        DatasetError: for a damaged tar, an empty file, names that are no text, a depth below 1; and for a class with
+            several folders that no other class has, which may be classes themselves, if ``class_depth`` is None.
     """
+    if class_depth is not None and class_depth < 1:
+        raise DatasetError(f"dataset.class_depth must be at least 1, got {class_depth}")
     known = _known.get((path, class_depth))
     if known is None or not known.is_current:
         known = _list_images(path, class_depth)
@@ -117,7 +121,7 @@ def _list_images(path: Path, class_depth: int | None) -> Listing:
         entry = entry._replace(name=entry.name.removeprefix(f"{inner}/"))
         levels = entry.name.split("/")
         if len(levels) <= depth:
-            skipped["images outside the class folders"] += 1
+            skipped[OUTSIDE] += 1
             continue
         if entry.size == 0:
             raise DatasetError(f"{path / inner / entry.name} is an empty file; replace or remove it")
@@ -142,7 +146,7 @@ def _sort_out(found: "Iterable[_Found]") -> tuple[list[Entry], set[str], Counter
     suffixes = image_suffixes()
     for name, offset, size in found:
         levels = name.rstrip("/").split("/")
-        dotted = next((i for i, level in enumerate(levels) if level.startswith(".") or level == "__MACOSX"), None)
+        dotted = next((i for i, level in enumerate(levels) if _is_hidden(level)), None)
         suffix = posixpath.splitext(levels[-1])[1].lower()
         if dotted is not None:
             hidden.add("/".join(levels[: dotted + 1]))
@@ -157,6 +161,13 @@ def _sort_out(found: "Iterable[_Found]") -> tuple[list[Entry], set[str], Counter
     if hidden:
         skipped["hidden files and folders"] = len(hidden)
     return images, folders, skipped
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in _OF_THE_SYSTEM
+
+
+_OF_THE_SYSTEM = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 
 
 def _wrapper(images: list[Entry], split: str) -> str:
@@ -213,12 +224,13 @@ def _walk_folder(
         with os.scandir(folder) as items:
             for item in items:
                 name = f"{below}{item.name}"
-                if item.is_dir():
+                target = Path(item.path) if item.is_symlink() else item  # a path also stands a link to itself
+                if target.is_dir():
                     yield f"{name}/", 0, 0
-                    if not item.name.startswith("."):
+                    if not _is_hidden(item.name):
                         yield from _walk_folder(Path(item.path), stamps, f"{name}/", (*above, here))
                 else:
-                    yield name, 0, item.stat().st_size if item.is_file() else None
+                    yield name, 0, target.stat().st_size if target.is_file() else None
     except OSError as error:
         raise DatasetError(f"{folder} can't be read: {error.strerror or error}; see to its rights") from error
 
@@ -234,9 +246,13 @@ def _read_tar(path: Path, stamps: dict[Path, tuple[int, int]]) -> Iterable[_Foun
 
 
 def _walk_tar(file: BinaryIO, below: str = "") -> Iterator[_Found]:
+    written: dict[str, tarfile.TarInfo] = {}
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
             name = below + posixpath.normpath(member.name).lstrip("/")
+            if member.islnk():  # a second name of content that the tar holds once
+                member = written.get(member.linkname, member)
+            written[member.name] = member
             if member.isdir():
                 if member.name.strip("./"):
                     yield f"{name}/", 0, 0

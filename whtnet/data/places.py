@@ -5,7 +5,10 @@ if it holds the data, else ``./data/<name>``.
 """
 
 import os
+import shlex
+import unicodedata
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +16,7 @@ from pathlib import Path
 import torch
 
 from whtnet.data.errors import DatasetError, DatasetNotFoundError
-from whtnet.data.folders import Listing, list_images
+from whtnet.data.folders import OUTSIDE, Listing, list_images
 from whtnet.data.splits import Files, Split
 
 ALL_VALIDATION = ("validation", "val", "valid", "eval")
@@ -116,11 +119,13 @@ def list_splits(paths: Sequence[Path], class_depth: int | None = None) -> tuple[
     """The images of a training and a test split, which have the same classes.
 
     Raises:
-        DatasetError: as :func:`whtnet.data.folders.list_images`, for a split without images, a training class without
-            images, a test class that the training split lacks.
+        DatasetError: as :func:`whtnet.data.folders.list_images`, for a split without images or with all of them in one
+            place, a training class without images, a test class that the training split lacks.
     """
     train, test = (list_images(path, class_depth) for path in paths)
     for what, listing in (("training", train), ("test", test)):
+        if class_depth in (None, 1):
+            _check_sorted(what, listing)
         if not listing.entries:
             skipped = f" (skipped: {_counts(listing)})" if listing.skipped else ""
             raise DatasetError(f"the {what} split, {listing.path}, has no images in class folders{skipped}")
@@ -137,6 +142,20 @@ def list_splits(paths: Sequence[Path], class_depth: int | None = None) -> tuple[
     return train, test
 
 
+def _check_sorted(what: str, listing: Listing) -> None:
+    """Images that lie all together, as those of ImageNet's and Tiny ImageNet's validation do, are of no class."""
+    together = listing.path / listing.inner / ("images" if listing.classes == ("images",) else "")
+    if listing.entries and listing.classes != ("images",):
+        return
+    if not listing.entries and OUTSIDE not in listing.skipped:
+        return
+    sort = "move each into a folder that is called as its class"
+    if (annotations := listing.path / "val_annotations.txt").is_file():
+        loop = f'while read -r f c _; do mkdir -p "$c" && mv "images/$f" "$c/"; done < {annotations.name}'
+        sort = f"sort them: cd {shlex.quote(str(listing.path))} && {loop} && rmdir images"
+    raise DatasetError(f"the images of the {what} split lie all in {together}, not in a folder for each class; {sort}")
+
+
 def open_folders(
     listings: tuple[Listing, Listing], size: tuple[int, int]
 ) -> tuple[tuple[str, ...], list[Split[Files]]]:
@@ -149,8 +168,11 @@ def open_folders(
         _warn(f"{train.path} has only one class, {train.classes[0]}")
     if untested := _untested(train, test):
         _warn(f"{test.path} has no images of {few(untested, repr)}")
-    if train.path.resolve() == test.path.resolve():
-        _warn(f"{train.path} and {test.path} are the same images: the test accuracy will be that of training")
+    if train.digest == test.digest:
+        same = "have the same images, by names and sizes: the test accuracy will be that of training"
+        _warn(f"{train.path} and {test.path} {same}")
+    if alike := [name for name, count in Counter(map(_composed, train.classes)).items() if count > 1]:
+        _warn(f"{train.path} has several classes that look like {few(alike, repr)}, written with other characters")
     number = {name: label for label, name in enumerate(train.classes)}
     splits = []
     for listing in listings:
@@ -168,8 +190,12 @@ def _untested(train: Listing, test: Listing) -> list[str]:
     return [name for name in train.classes if name not in set(test.classes)]
 
 
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
 def _counts(listing: Listing) -> str:
-    return ", ".join(f"{count:,} {what}" for what, count in sorted(listing.skipped.items()))
+    return few([f"{count:,} {what}" for what, count in sorted(listing.skipped.items())])
 
 
 def _warn(message: str) -> None:
