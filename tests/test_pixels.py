@@ -1,6 +1,7 @@
 """Every kind of image file has the right pixels, or an error with its name; the same in training and prediction."""
 
 import io
+import zlib
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image, ImageCms
 
 from whtnet.data import DatasetError
 from whtnet.data.pixels import image_suffixes, open_rgb
+from whtnet.data.splits import eval_transform
 
 
 def encoded(image, format, **options):
@@ -89,6 +91,43 @@ def test_a_colour_that_stands_for_transparent():
     assert pixels(image, transparency=(1, 2, 3)) == [[[255, 255, 255], [4, 5, 6]]]
     assert pixels(Image.fromarray(np.array([[9, 10]], dtype=np.uint8)), transparency=9) == grey(255, 10)
 
+    assert pixels(Image.fromarray(np.array([[257, 514]], dtype=np.uint16)), transparency=257) == grey(255, 2)
+
+
+@pytest.mark.parametrize("shape", [(3, 1200), (1200, 3)])
+def test_of_long_images_the_middle(shape, monkeypatch):
+    values = np.full((*shape, 3), 7, np.uint8)
+    values[tuple(slice(side // 2 - 6, side // 2 + 6) if side > 3 else slice(None) for side in shape)] = 200
+    transform = eval_transform((32, 32), crop_pct=1.0, use_prefetcher=True)
+    sizes, resize = [], Image.Image.resize
+
+    def spy(image, size, *options):
+        sizes.append(size)
+        return resize(image, size, *options)
+
+    monkeypatch.setattr(Image.Image, "resize", spy)
+    assert (np.asarray(transform(Image.fromarray(values))) == 200).all()
+    assert max(sizes[0]) == 32 * 16
+
+
+def test_what_other_programs_would_have_to_decode_is_refused_whatever_its_name(tmp_path):
+    (tmp_path / "it.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+    with pytest.raises(DatasetError, match=r"it\.png can't be decoded as an image: no format that"):
+        open_rgb(tmp_path / "it.png")
+
+
+def test_the_content_tells_the_format(tmp_path):
+    Image.new("RGB", (1, 1), (1, 2, 3)).save(tmp_path / "it.jpg", "PNG")
+    assert np.asarray(open_rgb(tmp_path / "it.jpg")).tolist() == [[[1, 2, 3]]]
+
+
+def test_images_too_large_to_be_true_are_named():
+    size = (20_000).to_bytes(4, "big")
+    chunks = [(b"IHDR", size + size + bytes([8, 0, 0, 0, 0])), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
+    parts = [len(d).to_bytes(4, "big") + n + d + zlib.crc32(n + d).to_bytes(4, "big") for n, d in chunks]
+    with pytest.raises(DatasetError, match=r"it can't be decoded as an image: Image size \(400000000 pixels\)"):
+        open_rgb(io.BytesIO(b"\x89PNG\r\n\x1a\n" + b"".join(parts)), "it")
+
 
 @pytest.mark.parametrize("format", ["TIFF", "JPEG"])  # a JPEG of CMYK holds it inverted, as Adobe does
 def test_cmyk(format):
@@ -124,6 +163,15 @@ def test_exif_orientation(orientation, depth):
     exif[0x0112] = orientation
     found = np.array(pixels(Image.fromarray(stored), exif=exif))[..., 0]
     assert found.tolist() == UPRIGHT[orientation](np.arange(6).reshape(2, 3)).tolist()
+
+
+@pytest.mark.parametrize("format", ["JPEG", "WEBP", "TIFF"])
+def test_exif_orientation_is_applied_once(format):
+    stored = np.kron(np.arange(0, 240, 40, dtype=np.uint8).reshape(2, 3), np.ones((8, 8), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    found = np.array(pixels(Image.fromarray(stored), format, exif=exif, quality=100)).astype(int)[..., 0]
+    assert np.abs(found - np.rot90(stored, -1)).max() <= 3
 
 
 @pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF"])

@@ -13,12 +13,12 @@ from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from PIL import Image
 from safetensors.torch import save
-from timm.data import create_transform
 from torch import Tensor, nn
 
 from whtnet.backbones import build_backbone, without_weights
 from whtnet.backbones.weights import PUBLISHED, load_weights_, published_settings
 from whtnet.data.pixels import to_rgb
+from whtnet.data.splits import eval_transform
 from whtnet.engine import CHECKPOINT, CheckpointError, load_checkpoint
 from whtnet.errors import UserError
 from whtnet.files import atomic_write
@@ -203,7 +203,7 @@ class Classifier(
             ValueError: for pixels that can't become RGB, see :func:`whtnet.data.pixels.to_rgb`.
         """
         options = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "crop_pct": self.dataset.get("crop_pct", 1.0)}
-        return create_transform(self.input_size, is_training=False, **options)(to_rgb(image)).unsqueeze(0)
+        return eval_transform(self.input_size[1:], **options)(to_rgb(image)).unsqueeze(0)
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """The card that ``save_pretrained`` writes as ``README.md``."""

@@ -14,9 +14,13 @@ _WITHOUT_PIXELS = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
 
 def image_suffixes() -> frozenset[str]:
     """Lower-case endings of the files that Pillow reads here, such as ``.webp``."""
-    Image.init()
-    formats = (set(Image.OPEN) | {"MPO"}) - _WITHOUT_PIXELS  # MPO is opened as JPEG
+    formats = {*_formats(), "MPO"}  # which is opened as JPEG
     return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in formats)
+
+
+def _formats() -> list[str]:
+    Image.init()
+    return sorted(set(Image.OPEN) - _WITHOUT_PIXELS)
 
 
 def open_rgb(file: str | Path | BinaryIO, name: str = "") -> Image.Image:
@@ -30,7 +34,7 @@ def open_rgb(file: str | Path | BinaryIO, name: str = "") -> Image.Image:
         DatasetError: if it can't be decoded, or has no range of brightness that is known (:func:`to_rgb`).
     """
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=_formats()) as image:
             return to_rgb(image)
     except UnidentifiedImageError as error:
         raise DatasetError(f"{name or file} can't be decoded as an image: no format that Pillow knows") from error
@@ -62,4 +66,5 @@ def _from_16_bits(image: Image.Image) -> Image.Image:
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
         raise ValueError(f"its pixels go from {values.min()} to {values.max()}; save it with 8 or 16 bits")
+    values[values == image.info.get("transparency", -1)] = 65535  # the grey that stands for transparent
     return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")

@@ -73,8 +73,8 @@ class Files:
             return open_rgb(file, name)
 
     def eval_transform(self, **options: Any) -> Callable[[Image.Image], Tensor]:
-        """Resize the shorter side, crop the centre; timm's transform for evaluation, with further options of it."""
-        return create_transform((3, *self.size), is_training=False, crop_pct=self.crop_pct, **options)
+        """:func:`eval_transform` to this size."""
+        return eval_transform(self.size, crop_pct=self.crop_pct, **options)
 
     def decode(self) -> Tensor:
         """All images, resized and centre-cropped: ``(N, 3, H, W)``, uint8."""
@@ -88,6 +88,36 @@ class Files:
             else:
                 images[i] = torch.as_tensor(transform(image))
         return images
+
+
+def eval_transform(size: tuple[int, int], **options: Any) -> Callable[[Image.Image], Tensor]:
+    """Resize the shorter side, crop the centre, from an RGB image to ``(3, H, W)``: timm's transform for evaluation.
+
+    Args:
+        size: (H, W).
+        options: of :func:`timm.data.create_transform`, such as ``crop_pct``, ``mean`` and ``std``.
+    """
+    transform = create_transform((3, *size), is_training=False, **options)
+    transform.transforms.insert(0, _Middle(16 * -(-max(size) // min(size))))
+    return transform
+
+
+@dataclass(frozen=True)
+class _Middle:
+    """Cuts long images down to ``ratio`` times their shorter side, around their centre, which alone is kept later.
+
+    Resized with the shorter side, an image of 1 × 100,000 pixels would fill gigabytes.
+    """
+
+    ratio: int
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        longest = self.ratio * min(image.size)
+        if max(image.size) <= longest:
+            return image
+        width, height = (min(side, longest) for side in image.size)
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        return image.crop((left, top, left + width, top + height))
 
 
 Images = TypeVar("Images", Tensor, Files, covariant=True)
