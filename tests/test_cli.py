@@ -444,12 +444,31 @@ def test_a_table_counts_without_the_package_of_its_weights_and_trains_only_with_
         (["--jobs", "0"], "from 1"),
         (["--seconds", "nan"], "no number of seconds"),
         (["--seeds", "-1"], "no list of whole numbers"),
+        (
+            ["--override", "trainer.epochs=x"],
+            "--override trainer.epochs=x does not go with row baseline of table 'tiny'",
+        ),
     ],
 )
 def test_reproduce_says_what_it_cannot_do(reproduce, capsys, arguments, words):
     with pytest.raises(SystemExit):
         reproduce(*arguments)
     assert words in capsys.readouterr().err
+
+
+def test_options_that_no_table_heeds_are_refused(reproduce, tmp_path, capsys):
+    (tmp_path / "experiments" / "tiny.yaml").write_text("title: Tiny\nkind: coverage\nrows: []\n")
+    with pytest.raises(SystemExit):
+        reproduce("--rows", "baseline")
+    assert capsys.readouterr().err == "error: --rows does nothing for tiny; it is for tables that train\n"
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_training_table_without_rows_is_told(reproduce, tmp_path, capsys):
+    (tmp_path / "experiments" / "tiny.yaml").write_text("title: Tiny\nkind: training\nrows: []\n")
+    with pytest.raises(SystemExit):
+        reproduce()
+    assert capsys.readouterr().err.startswith("error: table 'tiny' has no rows; give it one")
 
 
 @pytest.mark.slow

@@ -125,8 +125,9 @@ def _path(name: str, value: object) -> str:
 def _owners(key: str, configs: Path) -> list[str]:
     """The choices of its group that have a setting."""
     group = key.partition(".")[0]
-    files = sorted((configs / group).rglob("*.yaml")) if (configs / group).is_dir() else []
-    return [path.stem for path in files if key in _flatten(OmegaConf.load(path), (group,))]
+    folder = configs / group
+    files = sorted(_choices(folder)) if folder.is_dir() else []
+    return [name for name in files if key in _flatten(OmegaConf.load(folder / f"{name}.yaml"), (group,))]
 
 
 def _choices(folder: Path) -> list[str]:

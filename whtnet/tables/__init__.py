@@ -1,6 +1,7 @@
 """Tables: what they hold (`spec`), what was measured (`counts`, `training`, `speed`), how they look (`render`)."""
 
 from whtnet.tables import rows
+from whtnet.tables.asked import Asked
 from whtnet.tables.compare import comparisons
 from whtnet.tables.counts import (
     count_coverage,
@@ -17,7 +18,7 @@ from whtnet.tables.measure import measure_speed
 from whtnet.tables.released import is_equal, measure_released
 from whtnet.tables.render import to_csv, to_latex, to_markdown, to_rich
 from whtnet.tables.results import Results
-from whtnet.tables.runs import Compose, Identities, row_experiment, run_overrides
+from whtnet.tables.runs import Compose, Identities, run_overrides
 from whtnet.tables.spec import TableError, TableSpec, load_spec, table_names
 from whtnet.tables.speed import speed_tables
 from whtnet.tables.stored import command_for, stored_tables
@@ -25,6 +26,7 @@ from whtnet.tables.table import Cell, Column, Shown, Spread, Table, spread
 from whtnet.tables.training import count_training_rows, place, trained_rows, training_tables
 
 __all__ = [
+    "Asked",
     "Cell",
     "Column",
     "Compose",
@@ -55,7 +57,6 @@ __all__ = [
     "parameter_tables",
     "place",
     "rendered",
-    "row_experiment",
     "rows",
     "run_overrides",
     "speed_tables",

@@ -8,6 +8,7 @@ from typing import Any
 
 from whtnet.errors import UserError
 from whtnet.experiment import Experiment
+from whtnet.policy import canonical_policy
 from whtnet.tables.spec import TableSpec
 
 Compose = Callable[[Sequence[str]], Mapping[str, Any]]
@@ -39,47 +40,52 @@ class Runs:
 
 
 class Identities:
-    """The identities of the runs that a table's rows ask for, each row and recipe composed once."""
+    """The identities of the runs that a table's rows ask for, each row and recipe composed once.
+
+    Args:
+        compose: the config that a list of overrides makes.
+    """
 
     def __init__(self, compose: Compose) -> None:
-        self._compose = compose
-        self._experiments: dict[tuple[str, ...], Experiment | None] = {}
+        self.compose = compose
+        self._experiments: dict[tuple[str, ...], Experiment | UserError] = {}
 
     def __call__(self, spec: TableSpec, row: Mapping[str, Any], recipe: str, seed: int) -> str | None:
         """Of the run of ``row`` by ``recipe`` from ``seed``; None where that can't be composed any more."""
-        key = (spec.name, row["id"], recipe)
-        if key not in self._experiments:
-            self._experiments[key] = self._experiment(spec, row, recipe)
-        experiment = self._experiments[key]
-        return None if experiment is None else experiment.with_seed(seed).identity
-
-    def _experiment(self, spec: TableSpec, row: Mapping[str, Any], recipe: str) -> Experiment | None:
         try:
-            return row_experiment(spec, row, recipe, self._compose)
+            experiment = self.experiment(spec, row, recipe)
         except UserError:  # a recipe that is gone, an override of what is gone
             return None
+        return experiment.with_seed(seed).identity
 
+    def experiment(self, spec: TableSpec, row: Mapping[str, Any], recipe: str) -> Experiment:
+        """What the runs of ``row`` by ``recipe`` are; their start is the experiment of the row that it starts from.
 
-def row_experiment(
-    spec: TableSpec, row: Mapping[str, Any], recipe: str, compose: Compose, overrides: Sequence[str] = ()
-) -> Experiment:
-    """What the runs of ``row`` by ``recipe`` are, with the experiment of the row that it starts from as their start.
+        Args:
+            spec: the table.
+            row: of the table.
+            recipe: as of :func:`run_overrides`.
 
-    Args:
-        spec: the table.
-        row: of the table.
-        recipe: as of :func:`run_overrides`.
-        compose: the config that a list of overrides makes.
-        overrides: that come last, in the start's too.
+        Raises:
+            UserError: if that can't be composed.
+        """
+        key = (spec.name, row["id"], recipe)
+        if key not in self._experiments:
+            try:
+                self._experiments[key] = self._composed(spec, row, recipe)
+            except UserError as error:
+                self._experiments[key] = error
+        found = self._experiments[key]
+        if isinstance(found, UserError):
+            raise found
+        return found
 
-    Raises:
-        UserError: if that can't be composed.
-    """
-    experiment = Experiment.from_config(compose([*run_overrides(spec, row, recipe), *overrides]))
-    if "start" not in row:
-        return experiment
-    start = row_experiment(spec, spec.row(row["start"]), recipe, compose, overrides)
-    return dataclasses.replace(experiment, start=start)
+    def _composed(self, spec: TableSpec, row: Mapping[str, Any], recipe: str) -> Experiment:
+        experiment = Experiment.from_config(self.compose(run_overrides(spec, row, recipe)))
+        canonical_policy(experiment.policy)  # for its errors: a layer or an option that there is not
+        if "start" not in row:
+            return experiment
+        return dataclasses.replace(experiment, start=self.experiment(spec, spec.row(row["start"]), recipe))
 
 
 def run_overrides(spec: TableSpec, row: Mapping[str, Any], recipe: str) -> list[str]:

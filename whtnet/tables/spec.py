@@ -84,6 +84,19 @@ class TableSpec:
             f"table {self.name!r} has no row {name!r}; {did_you_mean(str(name), (str(row['id']) for row in self.rows))}"
         )
 
+    def chosen(self, ids: Sequence[str] | None) -> list[Mapping[str, Any]]:
+        """The rows with these ids, in the table's order; all for None.
+
+        Raises:
+            TableError: if one is of no row, or there are none.
+        """
+        known = [row["id"] for row in self.rows]
+        if not known:
+            raise TableError(f"table {self.name!r} has no rows; give it one, such as {{id: baseline, label: baseline}}")
+        if unknown := sorted(set(ids or ()) - set(known)):
+            raise TableError(f"table {self.name!r} has no row {', '.join(unknown)}; there are {', '.join(known)}")
+        return [row for row in self.rows if ids is None or row["id"] in ids]
+
     def _check_start(self, row: Mapping[str, Any]) -> None:
         """Find a start that is no row, and rows that start from each other."""
         chain = [row]
