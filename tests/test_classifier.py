@@ -1,6 +1,7 @@
 """A trained model outside training: loaded, evaluated, asked, exported."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -245,6 +246,19 @@ def test_an_export_that_disagrees_is_not_left_behind(trained, tmp_path, monkeypa
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(export.ExportError, match=r"pip install onnx onnxscript onnxruntime"):
         export.export_onnx(Classifier.load(trained[1]), tmp_path / "m.onnx")
+
+
+def test_exports_of_two_models_have_two_places(trained, tmp_path, script, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    for name in ("checkpoint.pt", "best.pt"):
+        shutil.copy(trained[1] / "checkpoint.pt", tmp_path / "runs" / "a" / name)
+    for model in ("runs/a", "runs/a/checkpoint.pt", "runs/a/best.pt", trained[1]):
+        for _ in range(2):  # the second time as the first
+            script("export", model, "--to", "safetensors")
+    elsewhere = trained[1].resolve().relative_to("/").as_posix()
+    places = {file.parents[1].relative_to(tmp_path / "exports") for file in tmp_path.rglob("exports/**/config.json")}
+    assert {place.as_posix() for place in places} == {"runs/a", "runs/a/best.pt", elsewhere}
 
 
 @pytest.mark.slow

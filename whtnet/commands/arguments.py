@@ -88,7 +88,7 @@ int8 takes images of the data set to choose its scales, and compares its accurac
     _model(parser)
     parser.add_argument("overrides", nargs="*", default=[], help="dataset.root=… for int8")
     parser.add_argument("--to", nargs="+", choices=FORMATS, default=["onnx"], metavar="FORMAT", help=", ".join(FORMATS))
-    parser.add_argument("--output", type=_new_folder, metavar="FOLDER", help="default: exports/NAME, of the model")
+    parser.add_argument("--output", type=_new_folder, metavar="FOLDER", help="default: exports/MODEL")
     parser.add_argument("--time", action="store_true", help="time the ONNX files beside the unreplaced model's")
     parser.add_argument("--seconds", type=_seconds, default=2.0, help="of timing for each file and batch size")
 

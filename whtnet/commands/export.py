@@ -13,6 +13,7 @@ from whtnet.commands.arguments import FORMATS
 from whtnet.commands.data import load_data
 from whtnet.console import console, exit_on_user_error
 from whtnet.data import Loaders
+from whtnet.engine.checkpoint import CHECKPOINT
 from whtnet.errors import UserError
 from whtnet.evaluation import collect, measure_logits
 from whtnet.export import RUNTIMES, export_onnx, export_safetensors, export_torch, onnx_session, quantize_onnx, run_onnx
@@ -29,7 +30,7 @@ def main(arguments: argparse.Namespace) -> None:
     trust(arguments.trust)
     _check(arguments)
     model = Classifier.load(arguments.model)
-    output: Path = arguments.output or Path("exports") / _name(arguments.model)
+    output: Path = arguments.output or Path("exports") / _place(arguments.model)
     files = {}
     if {"onnx", "int8"} & {*arguments.to}:
         files["ONNX"] = output / "model.onnx"
@@ -61,10 +62,14 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError("--time compares files of ONNX Runtime; add onnx or int8 to --to")
 
 
-def _name(model: str) -> str:
-    """Of the run, the saved model or the model on the hub."""
+def _place(model: str) -> Path:
+    """Where the model lies, seen from the working folder or the root, so that no two models have one place."""
     path = Path(model)
-    return (path.resolve().parent if path.is_file() else path.resolve()).name
+    if not path.exists():  # on a hub, or one of the project's
+        return path
+    path = path.resolve()
+    path = path.parent if path.name == CHECKPOINT else path
+    return path.relative_to(Path.cwd() if path.is_relative_to(Path.cwd()) else path.anchor)
 
 
 def _report(path: Path, difference: float) -> None:
