@@ -44,7 +44,7 @@ class Folders:
     """Where things are.
 
     Attributes:
-        root: of the project, see :mod:`whtnet.commands.compose`.
+        root: of the project, see :mod:`whtnet.commands.places`.
         place: of what is made now, likewise.
         update: whether the reference itself is made.
         identities: of the runs that the tables' rows ask for.
