@@ -16,7 +16,7 @@ help: ## list targets and tables
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 	@echo "Tables (make reproduce-table TABLE=NAME):"
 	@for spec in experiments/*.yaml; do \
-	  printf '  %-22s %s\n' "$$(basename $$spec .yaml)" "$$(sed -n 's/^title: *//p' $$spec)"; done
+	  printf '  %-27s %s\n' "$$(basename $$spec .yaml)" "$$(sed -n 's/^title: *//p' $$spec)"; done
 
 reproduce-table: $(READY) ## make the quick tables, or TABLE=NAME, in runs/results, and compare; ARGS="--fresh" passes options
 	$(BIN)/python scripts/reproduce_table.py $(TABLE) $(ARGS)

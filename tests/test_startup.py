@@ -1,6 +1,8 @@
 """What is imported when: help, completion and ``import whtnet`` must not wait for what they don't need."""
 
 import ast
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -127,3 +129,14 @@ def test_every_public_name_is_declared_and_found():
 
 def test_the_libraries_that_hydra_knows_are_those_of_the_backbones():
     assert set(LIBRARIES) == set(SOURCES)
+
+
+@pytest.mark.parametrize("command", ["train", "table"])
+def test_help_that_nobody_reads_on_ends_quietly(command):
+    reader, writer = os.pipe()
+    os.close(reader)
+    env = {"PATH": "", "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-c", DOOR, command, "--help"]
+    done = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE, text=True, env=env)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")

@@ -2,8 +2,6 @@
 
 import functools
 import io
-import os
-import signal
 import statistics
 import sys
 import time
@@ -17,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from whtnet import distributed
-from whtnet.errors import UserError, told_by_path
+from whtnet.errors import UserError, told_by_path, until_the_pipe_breaks
 from whtnet.policy import Report, SiteFit
 from whtnet.preemption import EXIT_STATUS, PreemptedError, hand_on
 
@@ -226,11 +224,9 @@ def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="replace")
         try:
-            with warnings.catch_warnings(), told_by_path():
+            with warnings.catch_warnings(), told_by_path(), until_the_pipe_breaks():
                 warnings.showwarning = _show_warning
-                result = main(*args, **kwargs)
-            sys.stdout.flush()
-            return result
+                return main(*args, **kwargs)
         except PreemptedError as error:
             if distributed.is_main_process():  # all processes know of it
                 error_console.print(str(error), style="bold")
@@ -239,9 +235,6 @@ def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
         except UserError as error:
             print_error(error)
             sys.exit(1)
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
-            sys.exit(128 + signal.SIGPIPE)
         except KeyboardInterrupt:
             error_console.print("interrupted; the same command goes on from the last checkpoint", style="bold")
             sys.exit(130)

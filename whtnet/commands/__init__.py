@@ -8,7 +8,7 @@ import importlib
 import io
 import sys
 
-from whtnet.errors import did_you_mean
+from whtnet.errors import did_you_mean, until_the_pipe_breaks
 
 COMMANDS = {
     "train": "train a network",
@@ -16,7 +16,7 @@ COMMANDS = {
     "count": "what a policy does to a backbone: sites, parameters, MACs",
     "evaluate": "accuracy, classes, calibration of a trained model",
     "predict": "say what is on images",
-    "export": "write a trained model as ONNX, int8, torch.export or safetensors",
+    "export": "write a trained model as ONNX, int8, TFLite, AOTInductor, torch.export or safetensors",
     "verify": "check what the project publishes, without training",
     "report": "build the page of all results",
 }
@@ -28,6 +28,11 @@ def main(name: str | None = None) -> None:
     Args:
         name: of the command; None for the first word.
     """
+    with until_the_pipe_breaks():
+        _run(name)
+
+
+def _run(name: str | None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # what a terminal's encoding lacks
     if name is None:
