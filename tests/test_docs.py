@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 GUIDE = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [ROOT / "README.md", *GUIDE]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-LINK = re.compile(r"\]\(([^)#\s]+)(#[^)]*)?\)")
+LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)]*))?\)")
 
 
 def blocks(page, language):
@@ -54,6 +54,12 @@ def test_python_runs(page):
         exec(compile(code, str(page), "exec"), {})
 
 
+def test_the_front_page_says_what_is_printed(capsys):
+    (code,) = blocks(ROOT / "README.md", "python")
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out.splitlines() == re.findall(r"^print\(.*\)  # (.*)$", code, re.MULTILINE)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_commands_that_are_only_shown_name_what_exists(page):
     text = "\n".join(text for kind, text in FENCE.findall(page.read_text()) if kind in ("bash", "console", "text"))
@@ -73,9 +79,13 @@ def test_commands_that_are_only_shown_name_what_exists(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_links_lead_somewhere(page):
-    for target, _ in LINK.findall(page.read_text()):
+    for target, anchor in LINK.findall(page.read_text()):
         if not target.startswith("http"):
-            assert (page.parent / target).exists(), target
+            there = page.parent / target if target else page
+            assert there.exists(), target
+            if anchor and there.suffix == ".md":
+                titles = re.findall(r"^#+ (.*)$", there.read_text(), re.MULTILINE)
+                assert anchor in [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles], anchor
 
 
 def test_settings_that_are_shown_compose():
