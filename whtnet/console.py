@@ -200,7 +200,7 @@ def print_record(record: Mapping[str, Any]) -> None:
     """Show the result of a run in two lines."""
     cost = record["cost"]
     console.print(
-        f"test top-1 {record['test_top1']:.2f} % after {record['epochs']} epochs ({record['run']})", style="bold"
+        f"test top-1 {record['test_top1']:.2f} % after {_epochs(record['epochs'])} ({record['run']})", style="bold"
     )
     if record["best"]:
         best = record["best"]
@@ -240,6 +240,10 @@ def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
             sys.exit(130)
 
     return wrapper
+
+
+def _epochs(number: int) -> str:
+    return "1 epoch" if number == 1 else f"{number} epochs"
 
 
 def print_warning(text: str) -> None:
