@@ -14,6 +14,7 @@ import references
 import torch
 from torch import nn
 from torch.func import functional_call
+from torch.nn.utils import parametrize, prune
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from whtnet import functional
@@ -726,6 +727,15 @@ def test_spectral_parameter_names(name):
 
 def test_no_spectral_parameters_in_other_models():
     assert spectral_parameter_names(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))) == set()
+
+
+def test_spectral_parameter_names_are_those_of_parameters_when_they_are_computed_from_others():
+    model = nn.Sequential(FWHT2d(4), HTPerceptron2d(2, 2, 4))
+    parametrize.register_parametrization(model[0], "threshold", nn.Softplus())
+    prune.random_unstructured(model[1], "weight", 0.5)
+    names = {"0.parametrizations.threshold.original", "0.weight", "1.threshold", "1.weight_orig"}
+    assert spectral_parameter_names(model) == names
+    assert names | {"1.convs.0.weight"} == {name for name, _ in model.named_parameters()}
 
 
 @pytest.mark.parametrize(

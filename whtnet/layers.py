@@ -7,6 +7,7 @@ parameters in ``spectral_parameters``, so that an optimiser can treat them apart
 
 import functools
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, cast
 
@@ -578,6 +579,7 @@ class PreNormFWHT2d(NormedFWHT2d):
 def spectral_parameter_names(model: nn.Module) -> set[str]:
     """Fully qualified names of the thresholds and transform-domain weights of all layers of this package in ``model``.
 
+    Of a parametrized or pruned one, the names of the parameters that it is computed from (``….original``, ``…_orig``).
     An optimiser can exempt them from weight decay with it; timm's ``param_groups_weight_decay`` takes it as
     ``no_weight_decay_list``.
     """
@@ -585,8 +587,8 @@ def spectral_parameter_names(model: nn.Module) -> set[str]:
         f"{prefix}.{name}" if prefix else name
         for prefix, module in model.named_modules()
         if isinstance(module, SpectralLayer)
-        for name in module.spectral_parameters
-        if getattr(module, name, None) is not None
+        for name, _ in module.named_parameters()
+        if re.fullmatch(rf"(parametrizations\.)?({'|'.join(module.spectral_parameters)})([._].+)?", name)
     }
 
 
