@@ -110,6 +110,31 @@ def test_errors_name_the_site_and_change_nothing(name, replace, words):
     assert all(type(module) is nn.Conv2d for module in model.children())
 
 
+@pytest.mark.parametrize(
+    ("replace", "option", "value", "words"),
+    [
+        ("FWHT2d", "clamp", "no", "must be true or false, got 'no'"),
+        ("FWHT2d", "weight", 0, "must be true or false, got 0"),
+        ("SeparableFWHT2d", "residual", "false", "must be true or false, got 'false'"),
+        ("SeparableFWHT2d", "block_size", 4.0, "must be a whole number, got 4.0"),
+        ("PreNormFWHT2d", "residual", "no", "must be true or false, got 'no'"),
+        ("HTPerceptron2d", "paths", True, "must be a whole number, got True"),
+        ("HTPerceptron2d", "initial_threshold", True, "must be a finite number or a word, got True"),
+    ],
+)
+def test_values_of_another_type_than_the_layers_option_are_told(replace, option, value, words):
+    policy = one_rule("conv3x3", replace)
+    for data in (policy | {"options": {option: value}}, {"rules": [policy["rules"][0] | {"options": {option: value}}]}):
+        with pytest.raises(PolicyError, match=rf"rule 1 \(conv3x3 → {replace}\): options.{option} {words}"):
+            apply_policy_(Odd(), data)
+
+
+def test_a_misspelt_block_size():
+    policy = one_rule("conv3x3", "SeparableFWHT2d") | {"options": {"block_size": "comon"}}
+    with pytest.raises(PolicyError, match="no block_size 'comon'; did you mean common"):
+        apply_policy_(Odd(), policy)
+
+
 def test_a_stride_that_the_2d_layer_refuses_has_a_remedy():
     with pytest.raises(PolicyError, match=r"stride=\(2, 2\).*or take SeparableFWHT2d"):
         apply_policy_(build_backbone("resnet20"), one_rule("conv3x3", "FWHT2d", {"part": "blocks"}))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from whtnet.controls import CropOrTile
+from whtnet.errors import did_you_mean
 from whtnet.extensions import call_extension, is_extension
 from whtnet.layers import (
     BWHT1d,
@@ -23,6 +24,7 @@ from whtnet.layers import (
 )
 from whtnet.policy.rules import KEEP, Policy, PolicyError, Rule
 from whtnet.policy.sites import Site
+from whtnet.settings import check_arguments
 
 # Block sizes that depend on the site, by the word for them in a policy.
 BLOCK_SIZES: dict[Any, Callable[[int, int], int]] = {
@@ -172,27 +174,38 @@ def _build_pre_gap(site: Site, options: dict[str, Any]) -> nn.Module:
 class _Builder:
     kinds: tuple[str, ...]
     build: Callable[[Site, dict[str, Any]], nn.Module]
-    options: Mapping[str, Any]  # with their defaults
+    classes: tuple[type[nn.Module], ...] = ()  # whose options it has: of a name in two, the first's
 
+    @functools.cached_property
+    def options(self) -> dict[str, Any]:
+        """With their defaults."""
+        # Keyword-only arguments are a layer's options; what comes from the site is positional or excluded here.
+        parameters = (p for cls in reversed(self.classes) for p in inspect.signature(cls).parameters.values())
+        options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        return {name: options[name] for name in options if name not in ("stride", "channel_dim", "device", "dtype")}
 
-def _options_of(*classes: type[nn.Module]) -> dict[str, Any]:
-    # Keyword-only arguments are a layer's options; what comes from the site is positional or excluded here.
-    parameters = (p for cls in reversed(classes) for p in inspect.signature(cls).parameters.values())
-    options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-    return {name: options[name] for name in options if name not in ("stride", "channel_dim", "device", "dtype")}
+    def check(self, options: Mapping[str, Any], origin: str) -> None:
+        """Compare options with the annotations of the layer."""
+        size = options.get("block_size")
+        if isinstance(size, str):
+            if size not in BLOCK_SIZES:
+                raise PolicyError(f"{origin}: no block_size {size!r}; {did_you_mean(size, BLOCK_SIZES)}")
+            options = {name: value for name, value in options.items() if name != "block_size"}
+        for cls in self.classes:
+            check_arguments(cls.__init__, options, f"{origin}: options", PolicyError)
 
 
 BUILDERS = {
-    "BWHT1d": _Builder(("conv1x1",), _build_bwht1d, _options_of(BWHT1d)),
-    "FWHT2d": _Builder(("conv3x3", "depthwise3x3", "squeeze_excite"), _build_fwht2d, _options_of(FWHT2d)),
-    "SeparableFWHT2d": _Builder(("conv3x3", "depthwise3x3"), _build_separable, _options_of(SeparableFWHT2d, FWHT2d)),
-    "HTPerceptron2d": _Builder(("conv3x3",), _build_ht_perceptron, _options_of(HTPerceptron2d)),
+    "BWHT1d": _Builder(("conv1x1",), _build_bwht1d, (BWHT1d,)),
+    "FWHT2d": _Builder(("conv3x3", "depthwise3x3", "squeeze_excite"), _build_fwht2d, (FWHT2d,)),
+    "SeparableFWHT2d": _Builder(("conv3x3", "depthwise3x3"), _build_separable, (SeparableFWHT2d, FWHT2d)),
+    "HTPerceptron2d": _Builder(("conv3x3",), _build_ht_perceptron, (HTPerceptron2d,)),
     # The controls: what would happen without the layer?
-    "Identity": _Builder(("conv3x3", "depthwise3x3", "squeeze_excite"), _build_identity, {}),
-    "DepthwiseConv2d": _Builder(("conv3x3",), _build_depthwise, {}),
-    "CropOrTile": _Builder(("conv1x1", "conv3x3"), _build_crop_or_tile, _options_of(CropOrTile)),
-    "PreGAPFWHT2d": _Builder(("before_gap",), _build_pre_gap, _options_of(NormedFWHT2d, FWHT2d)),
-    "PreNormFWHT2d": _Builder(("conv3x3", "depthwise3x3"), _build_pre_norm, _options_of(NormedFWHT2d, FWHT2d)),
+    "Identity": _Builder(("conv3x3", "depthwise3x3", "squeeze_excite"), _build_identity),
+    "DepthwiseConv2d": _Builder(("conv3x3",), _build_depthwise),
+    "CropOrTile": _Builder(("conv1x1", "conv3x3"), _build_crop_or_tile, (CropOrTile,)),
+    "PreGAPFWHT2d": _Builder(("before_gap",), _build_pre_gap, (NormedFWHT2d, FWHT2d)),
+    "PreNormFWHT2d": _Builder(("conv3x3", "depthwise3x3"), _build_pre_norm, (NormedFWHT2d, FWHT2d)),
 }
 
 
@@ -200,7 +213,7 @@ def check_options(policy: Policy) -> None:
     """Look up the layers of a policy's rules and their options.
 
     Raises:
-        PolicyError: naming the rule whose layer can't stand there or lacks an option.
+        PolicyError: naming the rule whose layer can't stand there, lacks an option or can't have its value.
     """
     known: set[str] = set()
     for i, rule in enumerate(policy.rules, 1):
@@ -220,6 +233,7 @@ def check_options(policy: Policy) -> None:
                 raise PolicyError(
                     f"{origin}: {rule.replace} has no option {option!r}; it has {', '.join(sorted(builder.options))}"
                 )
+        builder.check(options_of(rule, policy), origin)
         known |= set(builder.options)
     for option in policy.options if known else ():
         if option not in known:
