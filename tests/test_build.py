@@ -29,6 +29,7 @@ echo x >> {log}
 {before}
 for last; do :; done
 code='extern "C" {{ int whtnet_forward() {{ return 0; }} int whtnet_backward() {{ return 0; }}'
+code="$code"' int whtnet_forward_and() {{ return 0; }}'
 code="$code"' void whtnet_use_openmp() {{}} const char* whtnet_job_fields() {{ return "{fields}"; }} }}'
 echo "$code" | {gxx} -shared -fPIC -x c++ - -o "$last"
 """

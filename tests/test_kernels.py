@@ -1,6 +1,7 @@
 """Every fast backend against the reference in float64, over layouts, dtypes and shapes."""
 
 import itertools
+import math
 import os
 import platform
 import subprocess
@@ -26,7 +27,7 @@ from layer_checks import (
 
 import whtnet
 from whtnet import BWHT1d, FWHT2d, functional, kernels
-from whtnet.kernels import Options, cpu
+from whtnet.kernels import Epilogue, Options, cpu, reference
 from whtnet.kernels.lazy import KernelError
 
 with warnings.catch_warnings():
@@ -125,6 +126,106 @@ def test_gradients_of_large_coefficients():
             scale * torch.randn(3, 16, 8, 8),
             (parameter(1, 16, dtype=F32),),
         )
+
+
+# -- what follows -----------------------------------------------------------------------------------------------------
+
+BOUNDS = [(-math.inf, math.inf), (0.0, math.inf), (0.0, 0.5)]
+
+
+def check_finished(fast, x, channels, *, residual, bounds):
+    """``fast`` of an epilogue, or of None, against the same in two steps, and never in two steps itself."""
+    plain = fast(x, None)
+    dtype = F64 if x.dtype is F64 else F32
+    addend = torch.randn_like(plain) if residual else None
+    epilogue = Epilogue(torch.randn(channels, dtype=dtype), torch.randn(channels, dtype=dtype), addend, *bounds)
+    wanted = reference.finish(plain, epilogue)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference, "finish", None)
+        patch.setattr(cpu, "finish", None)
+        got = fast(x, epilogue)
+    assert (got.dtype, got.stride()) == (wanted.dtype, wanted.stride())
+    low = x.dtype is BF16  # whose sums are rounded once, and twice in two steps
+    torch.testing.assert_close(got, wanted, rtol=0.01 if low else 1e-5, atol=0.02 if low else 1e-5)
+
+
+@needs_kernel
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [F32, BF16, F64], ids=str)
+@pytest.mark.parametrize("layout", FORMATS)
+def test_epilogue_options_of_fwht2d(layout, dtype):
+    sizes, channels = [(1, 1), (2, 2), (4, 4), (3, 5), (8, 8), (32, 32)], (1, 3, 16, 37)
+    for (size, c), threads in itertools.product(itertools.product(sizes, channels), (1, 2)):
+        torch.set_num_threads(threads)
+        padded = [references.power_of_two(s) for s in size]
+        x = torch.randn(5, c, *size).to(dtype).contiguous(memory_format=FORMATS[layout])
+        t, v = (parameter(*padded, dtype=dtype).detach() for _ in range(2))
+        for residual, bounds in itertools.product((False, True), BOUNDS):
+            layer = partial(finished_fwht2d, t=t, v=v)
+            check_finished(layer, x, c, residual=residual, bounds=bounds)
+
+
+@needs_kernel
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [F32, BF16, F64], ids=str)
+@pytest.mark.parametrize("layout", FORMATS)
+def test_epilogue_options_of_bwht1d(layout, dtype):
+    forms = [(2, 2, (1, 2)), (5, 12, (1, 16)), (40, 20, (2, 32)), (33, 70, (3, 32)), (96, 24, (1, 128))]
+    shared = [(12, 12, (4,)), (20, 48, (4,)), (36, 12, (4,)), (20, 6, (4,)), (96, 576, (32,))]
+    for (c_in, c_out, shape), stride in itertools.product(forms + shared, (1, 2)):
+        x = torch.randn(3, c_in, 7, 5).to(dtype).contiguous(memory_format=FORMATS[layout])
+        layer = partial(finished_bwht1d, t=parameter(*shape, dtype=dtype).detach(), out_channels=c_out, stride=stride)
+        for residual, bounds in itertools.product((False, True), BOUNDS):
+            check_finished(layer, x, c_out, residual=residual, bounds=bounds)
+
+
+def finished_fwht2d(x, epilogue, t, v):
+    if epilogue is None:
+        return kernels.fwht2d(x, t, v, Options())
+    return kernels.finished_fwht2d(x, t, v, Options(), epilogue)
+
+
+def finished_bwht1d(x, epilogue, t, out_channels, stride):
+    if epilogue is None:
+        return kernels.bwht1d(x, t, None, out_channels, stride, Options())
+    return kernels.finished_bwht1d(x, t, None, out_channels, stride, Options(), epilogue)
+
+
+@needs_kernel
+@torch.no_grad()
+def test_nan_and_what_is_not_finite_pass_the_epilogue_as_in_plain_torch():
+    x = torch.randn(2, 4, 2, 2)
+    x[0, 1, 0, 0], x[1, 3, 1, 1] = math.nan, math.inf
+    epilogue = Epilogue(torch.ones(4), torch.zeros(4), None, 0.0, 6.0)
+    for threshold in (torch.zeros(2, 2), torch.full((2, 2), math.inf)):
+        got = kernels.finished_fwht2d(x, threshold, None, Options("soft"), epilogue)
+        wanted = reference.finish(kernels.fwht2d(x, threshold, None, Options("soft")), epilogue)
+        torch.testing.assert_close(got, wanted, equal_nan=True)
+
+
+@needs_kernel
+@torch.no_grad()
+def test_results_larger_than_caches_are_finished():
+    x, e = torch.randn(1, 128, 256, 256), Epilogue(torch.rand(128), torch.rand(128), None, 0.0, 6.0)
+    x = x.contiguous(memory_format=torch.channels_last)
+    t = torch.rand(1, 128)
+    wanted = reference.finish(kernels.bwht1d(x, t, None, 128, 1, Options()), e)
+    torch.testing.assert_close(kernels.finished_bwht1d(x, t, None, 128, 1, Options(), e), wanted)
+
+
+@needs_kernel
+@torch.no_grad()
+def test_epilogues_that_the_kernel_does_not_take():
+    x, t = torch.randn(2, 6, 4, 4), torch.rand(4, 4)
+    scale, shift = torch.rand(6), torch.rand(6)
+    y = kernels.fwht2d(x, t, None, Options())
+    for residual in (torch.randn(6, 1, 1), torch.randn(2, 6, 4, 4, dtype=F64), torch.randn(3, 1, 1, 4, 4), 2.0):
+        wanted = y * scale[:, None, None] + shift[:, None, None] + residual
+        got = kernels.finished_fwht2d(x, t, None, Options(), Epilogue(scale, shift, residual, -math.inf, math.inf))
+        assert got.dtype == wanted.dtype
+        torch.testing.assert_close(got, wanted)
+    got = kernels.finished_fwht2d(x, t, None, Options(), Epilogue(scale.double(), shift.double(), None, 0.0, 1.0))
+    torch.testing.assert_close(got, (y * scale[:, None, None] + shift[:, None, None]).clamp(0, 1))
 
 
 # -- one dimension ----------------------------------------------------------------------------------------------------
@@ -337,7 +438,9 @@ def test_nothing_beyond_the_result_is_written(layout, dtype, monkeypatch):
     memory = torch.channels_last if layout == "channels_last" else torch.contiguous_format
     job = cpu._job_2d(dtype, x.shape, memory, (8, 8), Options())
     monkeypatch.setattr(cpu, "_empty", lambda *_: y)
-    cpu._forward(job, x, torch.rand(8, 8), None)
+    with torch.no_grad():
+        for epilogue in (None, Epilogue(torch.rand(13), torch.rand(13), x, 0.0, 6.0)):
+            cpu._forward(job, x, torch.rand(8, 8), None, epilogue)
     assert (buffer[:128] == 7).all()
     assert (buffer[128 + x.numel() :] == 7).all()
 
@@ -351,7 +454,9 @@ def test_nothing_is_written_beyond_means_of_blocks_and_gradients_of_windows(layo
     buffer = torch.full((narrow.numel() + 256,), 7.0, dtype=dtype)
     inside = torch.as_strided(buffer, narrow.shape, narrow.stride(), 128)
     monkeypatch.setattr(cpu, "_empty", lambda *_: inside)
-    cpu.bwht1d(wide, torch.rand(4), None, 12, 1, Options())
+    with torch.no_grad():
+        for epilogue in (None, Epilogue(torch.rand(12), torch.rand(12), narrow, 0.0, 6.0)):
+            cpu.bwht1d(wide, torch.rand(4), None, 12, 1, Options(), epilogue)
     monkeypatch.setattr(cpu, "empty_gradient", lambda *_: inside)
     cpu.bwht1d_backward(wide, True, narrow, torch.rand(4), None, 36, 1, Options())
     assert (buffer[:128] == 7).all()

@@ -9,6 +9,7 @@ import pkgutil
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from whtnet.fusion import fuse_for_inference
     from whtnet.kernels import backend_for, set_backend
     from whtnet.layers import (
         BWHT1d,
@@ -35,6 +36,7 @@ __all__ = [
     "SeparableFWHT2d",
     "apply_policy_",
     "backend_for",
+    "fuse_for_inference",
     "fwht",
     "fwht2",
     "hadamard_matrix",
@@ -46,7 +48,7 @@ __all__ = [
     "spectral_parameter_names",
 ]
 
-_HOMES = ("kernels", "layers", "memory", "policy", "transforms")  # where these names are
+_HOMES = ("fusion", "kernels", "layers", "memory", "policy", "transforms")  # where these names are
 _GONE = {"recycle_results": "keep_freed_memory() lets the C library keep the memory of freed results"}
 
 

@@ -26,11 +26,11 @@ UNIFORM = "uniform"  # HT-2023's initial weights
 BLOCKS = ("shared", "separate")
 
 
-def fx_leaf(forward: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
+def fx_leaf(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """``forward`` of a module that torch.fx keeps whole, as it does those of torch.nn."""
 
     @functools.wraps(forward)
-    def forward_or_node(self: nn.Module, x: Tensor) -> Tensor:
+    def forward_or_node(self: nn.Module, x: Tensor, *others: Any) -> Tensor:
         if isinstance(x, Proxy):
             path = x.tracer.path_of_module(self)
             if not path:
@@ -38,8 +38,8 @@ def fx_leaf(forward: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor],
                     f"torch.fx keeps a {type(self).__name__} whole, so it can't be what is traced; trace what contains "
                     "it, nn.Sequential(layer), say"
                 )
-            return x.tracer.create_proxy("call_module", path, (x,), {})
-        return forward(self, x)
+            return x.tracer.create_proxy("call_module", path, (x, *others), {})
+        return forward(self, x, *others)
 
     return forward_or_node
 
@@ -223,6 +223,16 @@ class BWHT1d(SpectralLayer):
             y = functional.channel_interleave(y, self.block_size)
         return y.movedim(1, -1) if self.channel_dim == -1 else y
 
+    @property
+    def can_finish(self) -> bool:
+        """Whether :meth:`finished` is there: the operator's result is the layer's."""
+        return not self.interleave and self.channel_dim == 1
+
+    def finished(self, x: Tensor, epilogue: kernels.Epilogue) -> Tensor:
+        """:meth:`forward` and what follows it."""
+        x, t, v = channels_first(self, x), self._own("threshold"), self._own("weight")
+        return kernels.finished_bwht1d(x, t, v, self.out_channels, self.stride, self.options, epilogue)
+
     def coefficients(self, x: Tensor) -> Tensor:
         """See :func:`whtnet.functional.bwht1d_coefficients` for the shape."""
         x = channels_first(self, x)
@@ -330,6 +340,16 @@ class FWHT2d(SpectralLayer):
             return _average_pool(y, self.stride).to(x.dtype)
         y = kernels.fwht2d(x, self._own("threshold"), self._own("weight"), self.options)
         return y.add_(x) if self.residual else y  # in place: nobody else has it
+
+    @property
+    def can_finish(self) -> bool:
+        """Whether :meth:`finished` is there: the operator's result is the layer's."""
+        return self.stride == 1 and not self.residual
+
+    def finished(self, x: Tensor, epilogue: kernels.Epilogue) -> Tensor:
+        """:meth:`forward` of ``(N, C, H, W)`` and what follows it."""
+        _check_map(self, x)
+        return kernels.finished_fwht2d(x, self._own("threshold"), self._own("weight"), self.options, epilogue)
 
     def coefficients(self, x: Tensor) -> Tensor:
         """``(..., C, H, W)`` → ``(..., C, h, w)``, H and W rounded up to powers of two."""

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
 from torch.nn import functional as F
 from torchvision.ops import SqueezeExcitation
 
 from whtnet.backbones import build_backbone
 from whtnet.engine import TrainConfig, mixed_precision
+from whtnet.fusion import fuse_for_inference
 from whtnet.kernels import reference
 from whtnet.layers import BWHT1d, FWHT2d
 from whtnet.policy import apply_policy_, load_policy
@@ -153,12 +153,12 @@ class NetworkSpec:
 
 
 def inference_call(model: nn.Module, input_size: tuple[int, ...], batch: int, device: torch.device) -> Callable:
-    """A call that classifies a batch: batch norm folded into the convolutions in front of it, as for deployment.
+    """A call that classifies a batch: batch norm folded into what is in front of it, as for deployment.
 
     In float32 on a CPU; on a GPU in the precision that training chooses there.
     """
     x = _images(input_size, batch, device)
-    folded = fuse(model.eval()).to(memory_format=torch.channels_last)
+    folded = fuse_for_inference(model.eval()).to(memory_format=torch.channels_last)
     dtype = None if device.type == "cpu" else TrainConfig().autocast_dtype(device)
 
     @torch.inference_mode()

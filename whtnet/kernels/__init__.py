@@ -25,9 +25,21 @@ from whtnet.errors import UserError
 from whtnet.kernels import cpu, operators, reference
 from whtnet.kernels.dispatch import is_direct, records_graph
 from whtnet.kernels.operators import DEVICE_BACKENDS
-from whtnet.kernels.options import Options
+from whtnet.kernels.options import Epilogue, Options
 
-__all__ = ["BACKENDS", "BackendError", "Options", "backend_for", "bwht1d", "fwht2d", "get_backend", "set_backend"]
+__all__ = [
+    "BACKENDS",
+    "BackendError",
+    "Epilogue",
+    "Options",
+    "backend_for",
+    "bwht1d",
+    "finished_bwht1d",
+    "finished_fwht2d",
+    "fwht2d",
+    "get_backend",
+    "set_backend",
+]
 
 BACKENDS = ("auto", "reference", "cpu", "gpu")
 
@@ -117,6 +129,15 @@ def fwht2d(x: Tensor, threshold: Tensor, weight: Tensor | None, options: Options
     return operators.fwht2d(x, threshold, weight, options)
 
 
+def finished_fwht2d(
+    x: Tensor, threshold: Tensor, weight: Tensor | None, options: Options, epilogue: Epilogue
+) -> Tensor:
+    """:func:`fwht2d` of ``(N, C, H, W)`` and what follows it: at once where nothing is to be differentiated."""
+    if _finishes(x, threshold, weight, threshold.numel(), epilogue):
+        return cpu.fwht2d(x, threshold, weight, options, epilogue)
+    return reference.finish(fwht2d(x, threshold, weight, options), epilogue)
+
+
 def bwht1d(
     x: Tensor, threshold: Tensor, weight: Tensor | None, out_channels: int, stride: int, options: Options
 ) -> Tensor:
@@ -133,10 +154,37 @@ def bwht1d(
     return operators.bwht1d(x, threshold, weight, out_channels, stride, options)
 
 
+def finished_bwht1d(
+    x: Tensor,
+    threshold: Tensor,
+    weight: Tensor | None,
+    out_channels: int,
+    stride: int,
+    options: Options,
+    epilogue: Epilogue,
+) -> Tensor:
+    """:func:`bwht1d` and what follows it: at once where nothing is to be differentiated."""
+    plain = stride == 1 or x.dim() <= 4
+    if plain and _finishes(x, threshold, weight, threshold.shape[-1], epilogue):
+        return cpu.bwht1d(x, threshold, weight, out_channels, stride, options, epilogue)
+    return reference.finish(bwht1d(x, threshold, weight, out_channels, stride, options), epilogue)
+
+
 # The choices with which a CPU's tensors go to the C++ kernel.
 _DIRECT = ("auto", "cpu") if DEVICE_BACKENDS["cpu"][1] is cpu else ()
 
 
-def _is_direct(x: Tensor, threshold: Tensor, weight: Tensor | None, points: int) -> bool:
+def _is_direct(x: Tensor, threshold: Tensor, weight: Tensor | None, points: int, *others: Tensor | None) -> bool:
     # Whether the CPU's kernel is there, takes the tensors as they are, and can be called without the dispatcher.
-    return _choice in _DIRECT and is_direct(x, threshold, weight) and cpu.takes_as_is(x, threshold, weight, points)
+    return (
+        _choice in _DIRECT
+        and is_direct(x, threshold, weight, *others)
+        and cpu.takes_as_is(x, threshold, weight, points)
+    )
+
+
+def _finishes(x: Tensor, threshold: Tensor, weight: Tensor | None, points: int, epilogue: Epilogue) -> bool:
+    residual = epilogue.residual
+    if torch.is_grad_enabled() or not (residual is None or isinstance(residual, Tensor)):  # a number, perhaps
+        return False
+    return _is_direct(x, threshold, weight, points, *epilogue[:3])

@@ -17,13 +17,14 @@ from torch import Tensor
 
 from whtnet.kernels.build import load_library
 from whtnet.kernels.lazy import KernelError, LazyKernel, dynamo_constant
-from whtnet.kernels.options import Options
+from whtnet.kernels.options import Epilogue, Options
+from whtnet.kernels.reference import finish
 from whtnet.kernels.shapes import MAX_BLOCK, as_stored, empty_gradient, takes
 
 # Of `Job` and `Side` in csrc/layer.h; the library's names are compared with these when it is loaded.
 _JOB_FIELDS = (
     *("dtype", "layout", "smooth", "keep_dc", "clamp", "ortho", "log2_block", "blocks_in", "blocks_out"),
-    *("shared", "span", "means", "width", "images", "lanes", "lanes_i", "lanes_j"),
+    *("shared", "span", "means", "width", "images", "lanes", "lanes_i", "lanes_j", "channels"),
 )
 _SIDE_FIELDS = ("image", "n", "i", "j", "point", "row", "H", "W")
 
@@ -61,6 +62,7 @@ def available() -> bool:
 class _Functions:
     # Of csrc/spectral.cpp.
     forward: Callable[..., int]
+    forward_and: Callable[..., int]
     backward: Callable[..., int]
 
 
@@ -71,9 +73,10 @@ def _load() -> _Functions:
         raise KernelError(f"the compiled kernel takes another job: {' '.join(theirs)}; remove it, it is compiled again")
     library.whtnet_use_openmp.argtypes = [ctypes.c_void_p] * 2
     library.whtnet_use_openmp(*_openmp())
-    library.whtnet_forward.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_int]
+    library.whtnet_forward.argtypes = layer = [ctypes.c_void_p] * 5 + [ctypes.c_int]
+    library.whtnet_forward_and.argtypes = layer + [ctypes.c_void_p] * 3 + [ctypes.c_double] * 2
     library.whtnet_backward.argtypes = [ctypes.c_void_p] * 8 + [ctypes.c_int]
-    return _Functions(library.whtnet_forward, library.whtnet_backward)
+    return _Functions(library.whtnet_forward, library.whtnet_forward_and, library.whtnet_backward)
 
 
 _kernel = LazyKernel("cpu", _load)
@@ -100,10 +103,12 @@ _threads = torch.get_num_threads
 # -- operators --------------------------------------------------------------------------------------------------------
 
 
-def fwht2d(x: Tensor, threshold: Tensor, weight: Tensor | None, options: Options) -> Tensor:
-    """``whtnet::fwht2d``; see :func:`whtnet.functional.fwht2d`."""
+def fwht2d(
+    x: Tensor, threshold: Tensor, weight: Tensor | None, options: Options, epilogue: Epilogue | None = None
+) -> Tensor:
+    """``whtnet::fwht2d``, see :func:`whtnet.functional.fwht2d`, and what follows it."""
     x, layout = as_stored(x)
-    return _forward(_job_2d(x.dtype, x.shape, layout, threshold.shape, options), x, threshold, weight)
+    return _forward(_job_2d(x.dtype, x.shape, layout, threshold.shape, options), x, threshold, weight, epilogue)
 
 
 def fwht2d_backward(
@@ -117,12 +122,18 @@ def fwht2d_backward(
 
 
 def bwht1d(
-    x: Tensor, threshold: Tensor, weight: Tensor | None, out_channels: int, stride: int, options: Options
+    x: Tensor,
+    threshold: Tensor,
+    weight: Tensor | None,
+    out_channels: int,
+    stride: int,
+    options: Options,
+    epilogue: Epilogue | None = None,
 ) -> Tensor:
-    """``whtnet::bwht1d``; see :func:`whtnet.functional.bwht1d`."""
+    """``whtnet::bwht1d``, see :func:`whtnet.functional.bwht1d`, and what follows it."""
     x, layout = as_stored(x)
     job = _job_1d(x.dtype, x.shape, layout, threshold.shape, out_channels, stride, options)
-    return _forward(job, x, threshold, weight)
+    return _forward(job, x, threshold, weight, epilogue)
 
 
 def bwht1d_backward(
@@ -144,12 +155,16 @@ def bwht1d_backward(
     return gx, *_backward(job, x, grad.contiguous(memory_format=layout), threshold, weight, gx)
 
 
-def _forward(job: "_Job", x: Tensor, threshold: Tensor, weight: Tensor | None) -> Tensor:
+def _forward(
+    job: "_Job", x: Tensor, threshold: Tensor, weight: Tensor | None, epilogue: Epilogue | None = None
+) -> Tensor:
+    if epilogue is not None and not _takes_epilogue(job, x, epilogue):
+        return finish(_forward(job, x, threshold, weight), epilogue)
     y = _empty(*job.result, x.dtype)
     if address := x.data_ptr():  # else there is nothing in it
         threshold = threshold.contiguous()
         weight = None if weight is None else weight.contiguous()
-        status = _kernel.get().forward(
+        arguments = (
             job.address,
             address,
             threshold.data_ptr(),
@@ -157,8 +172,29 @@ def _forward(job: "_Job", x: Tensor, threshold: Tensor, weight: Tensor | None) -
             y.data_ptr(),
             _threads(),
         )
-        _check(status)
+        if epilogue is None:
+            _check(_kernel.get().forward(*arguments))
+        else:
+            scale, shift, residual, low, high = epilogue
+            if residual is not None:
+                residual = residual.contiguous(memory_format=job.memory_format)
+            _check(_kernel.get().forward_and(*arguments, *map(_address, (scale, shift, residual)), low, high))
     return y
+
+
+def _takes_epilogue(job: "_Job", x: Tensor, epilogue: Epilogue) -> bool:
+    scale, shift, residual = epilogue[:3]
+    shape, wanted = job.result[0], _PARAMETER_DTYPES[x.dtype]
+    return (
+        scale.dtype is wanted
+        and shift.dtype is wanted
+        and len(scale) == len(shift) == shape[1]
+        and (residual is None or (residual.dtype is x.dtype and residual.shape == shape))
+    )
+
+
+def _address(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()
 
 
 def _backward(
@@ -201,9 +237,10 @@ class _Side(ctypes.Structure):
 class _Job(ctypes.Structure):
     _fields_ = (*((name, ctypes.c_int64) for name in _JOB_FIELDS), ("side_in", _Side), ("side_out", _Side))
 
-    def __init__(self, result: tuple[tuple[int, ...], tuple[int, ...]], **fields: Any) -> None:
+    def __init__(self, shape: tuple[int, ...], memory_format: torch.memory_format, **fields: Any) -> None:
         super().__init__(**fields)
-        self.result = result  # its shape and strides
+        self.memory_format = memory_format
+        self.result = tuple(shape), _strides(shape, memory_format)
         self.address = ctypes.addressof(self)
 
 
@@ -225,7 +262,8 @@ def _job_2d(
         side = _Side(n=height * width, point=1, row=width, H=height, W=width)
         grid = {"layout": _POINTS, "images": 1, "lanes": maps, "lanes_i": 1, "lanes_j": 1}
     blocks = {"log2_block": _log2(math.prod(padded)), "blocks_in": 1, "blocks_out": 1, "means": 1, "width": padded[1]}
-    return _Job(_strided(shape, layout), **_flags(dtype, options), **grid, **blocks, side_in=side, side_out=side)
+    blocks["channels"] = leading[-1] if leading else 1
+    return _Job(shape, layout, **_flags(dtype, options), **grid, **blocks, side_in=side, side_out=side)
 
 
 @functools.lru_cache(maxsize=512)
@@ -255,7 +293,8 @@ def _job_1d(
     images, lanes = (1, n * h * w) if by_points else (n, h * w)
     grid = {"layout": _POINTS if by_points else _LANES, "images": images, "lanes": lanes, "lanes_i": h, "lanes_j": w}
     return _Job(
-        _strided(result, layout),
+        result,
+        layout,
         **_flags(dtype, options),
         **grid,
         **_blocks(parameters, channels, out_channels),
@@ -292,14 +331,13 @@ def _flags(dtype: torch.dtype, options: Options) -> dict[str, int]:
     }
 
 
-def _strided(shape: tuple[int, ...], layout: torch.memory_format) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    # The shape and its strides in a memory format.
+def _strides(shape: tuple[int, ...], layout: torch.memory_format) -> tuple[int, ...]:
     order = (0, 2, 3, 1) if layout == torch.channels_last else range(len(shape))
     strides, step = [0] * len(shape), 1
     for dim in reversed(order):
         strides[dim] = step
         step *= max(shape[dim], 1)
-    return tuple(shape), tuple(strides)
+    return tuple(strides)
 
 
 def _log2(n: int) -> int:

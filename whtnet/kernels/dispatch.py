@@ -30,20 +30,21 @@ _KEYS = {_set("CPU", "AutocastCPU", "AutogradCPU", "ADInplaceOrView"), _set("CPU
 _THREAD_KEYS = {_set("BackendSelect", "ADInplaceOrView"), _set("BackendSelect")}
 
 
-def is_direct(x: Tensor, threshold: Tensor, weight: Tensor | None, grad: Tensor | None = None) -> bool:
+def is_direct(*tensors: Tensor | None) -> bool:
     """Whether the dispatcher would lead an operator on these tensors right to autograd and the CPU's implementation."""
-    return (
-        not _is_compiling()
-        and not has_torch_function_variadic(x, threshold, weight, grad)  # subclasses, modes of Python functions
-        and _thread_keys().raw_repr() in _THREAD_KEYS  # no other modes, no torch.func, no tracing
-        and forward_ad._current_level < 0
-        and not _is_profiled()  # the profiler shows operators
-        # no other devices; no sparse, fake, functional or batched tensors, none that is negated in the view alone
-        and _keys(x).raw_repr() in _KEYS
-        and _keys(threshold).raw_repr() in _KEYS
-        and (weight is None or _keys(weight).raw_repr() in _KEYS)
-        and (grad is None or _keys(grad).raw_repr() in _KEYS)
-    )
+    if (
+        _is_compiling()
+        or has_torch_function_variadic(*tensors)  # subclasses, modes of Python functions
+        or _thread_keys().raw_repr() not in _THREAD_KEYS  # other modes, torch.func, tracing
+        or forward_ad._current_level >= 0
+        or _is_profiled()  # the profiler shows operators
+    ):
+        return False
+    # No other devices; no sparse, fake, functional or batched tensors, none that is negated in the view alone.
+    for tensor in tensors:  # noqa: SIM110  a generator costs more
+        if tensor is not None and _keys(tensor).raw_repr() not in _KEYS:
+            return False
+    return True
 
 
 def records_graph(x: Tensor, threshold: Tensor, weight: Tensor | None) -> bool:

@@ -1,6 +1,9 @@
 """What a layer does with its coefficients, as one value that every implementation takes."""
 
+import math
 from typing import NamedTuple
+
+from torch import Tensor
 
 SCHEMA = "str kind, bool clamp, bool keep_dc, str norm"  # the fields of Options, as arguments of an operator
 
@@ -12,3 +15,24 @@ class Options(NamedTuple):
     clamp: bool = False
     keep_dc: bool = False
     norm: str = "ortho"
+
+
+UNBOUNDED = (-math.inf, math.inf)
+
+
+class Epilogue(NamedTuple):
+    """What may follow a layer's result y in inference: ``clamp(y * scale + shift + residual, low, high)``.
+
+    Attributes:
+        scale: ``(C,)``, one for each channel of y.
+        shift: ``(C,)``.
+        residual: an addend of the shape of y, or None.
+        low: lower bound, or minus infinity.
+        high: upper bound, or infinity.
+    """
+
+    scale: Tensor
+    shift: Tensor
+    residual: Tensor | None
+    low: float
+    high: float

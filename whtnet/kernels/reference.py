@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from whtnet.kernels.options import Options
+from whtnet.kernels.options import UNBOUNDED, Epilogue, Options
 from whtnet.thresholds import THRESHOLDS
 from whtnet.transforms import fwht, fwht2
 
@@ -157,6 +157,14 @@ def inverse_fwht_maps(z: Tensor, like: Tensor, norm: str) -> Tensor:
 def apply_threshold(z: Tensor, t: Tensor, options: Options) -> Tensor:
     """Threshold the maps of coefficients ``z`` ``(..., h, w)`` with ``t`` ``(h, w)``; coefficient (0, 0) is the DC."""
     return _thresholded(z, t, t.shape, options)
+
+
+def finish(y: Tensor, epilogue: Epilogue) -> Tensor:
+    """What follows a layer's result ``(N, C, *spatial)``, in its dtype."""
+    shape = (-1, *(1,) * (y.dim() - 2))
+    z = (y * epilogue.scale.view(shape) + epilogue.shift.view(shape)).to(y.dtype)
+    z = z if epilogue.residual is None else z + epilogue.residual
+    return z if (epilogue.low, epilogue.high) == UNBOUNDED else z.clamp(epilogue.low, epilogue.high)
 
 
 def is_channels_last(x: Tensor) -> bool:

@@ -3,7 +3,7 @@
 // lanes. P = A*M*B: pass A transforms the lowest log2(A) bits of the point's index while it loads or stores, the middle
 // pass (large P only) the next ones, and pass B the highest, forward and inverse, with weights and threshold in between.
 #pragma once
-#include "layer.h"
+#include "finisher.h"
 
 namespace {
 
@@ -367,6 +367,17 @@ template <class R, class S> struct LanesLayer : Layer<R, S> {
       for (int64_t b = 0; b < job.blocks_out; b++) {
         Passes<R>::alone(radix, targets + b * tile);
         store_block(to, false, b, this->out, targets + b * tile, sums);
+      }
+    }
+  }
+
+  void finish_items(int64_t first, int64_t last, const Finisher<R, S>& finisher) const {
+    for (int64_t item = first; item < last; item++) {
+      const Access<R> to = output(item);
+      const int64_t channel = item % tiles_per_image * L, points = job.out.H * job.out.W;
+      for (int64_t p = 0; p < points; p++) {
+        const int64_t at = to.lane[0] + p * job.out.point;
+        job.channels ? finisher.across(at, to.count, channel) : finisher.within(at, to.count, p);
       }
     }
   }

@@ -20,9 +20,10 @@ enum { LANES = 0, POINTS = 1 };
 // width: padded points per row. lanes: items per image; lanes_i, lanes_j: sizes of the last two parts of their numbers.
 // shared: all blocks have the same parameters. Blocks of the input begin at multiples of span / (blocks - 1), where span
 // is not 0: windows that overlap. A point of the result is the mean of `means` successive points of the blocks.
+// channels: of the result where an item is a channel's map; 0 where its points are the channels.
 #define JOB_FIELDS(F) \
   F(dtype) F(layout) F(smooth) F(keep_dc) F(clamp) F(ortho) F(log2_block) F(blocks_in) F(blocks_out) F(shared) F(span) \
-  F(means) F(width) F(images) F(lanes) F(lanes_i) F(lanes_j)
+  F(means) F(width) F(images) F(lanes) F(lanes_i) F(lanes_j) F(channels)
 
 #define FIELD(name) int64_t name;
 struct Side {
@@ -34,9 +35,17 @@ struct Job {
 };
 #undef FIELD
 
+// clamp(y * scale + shift + residual, low, high) of a result y: a scale and a shift for each channel, and an addend of
+// the shape and memory format of y, which may be null.
+struct Epilogue {
+  const void *scale, *shift, *residual;
+  double low, high;
+};
+
 struct Arrays {
   const void *x, *gy, *t, *v;  // gy: null for the forward pass; v: null without weights
   void* out;                   // the result, or the gradient of x, which may be null
+  const Epilogue* epilogue;    // what follows the forward pass, or null
 };
 
 // ---- coefficients ----------------------------------------------------------------------------------------------------
@@ -84,6 +93,7 @@ template <class R, class S> struct Layer {
   const Job& job;
   const S *const x, *const gy;
   S* const out;
+  const bool read_again;               // the result, at once
   const bool has_weight;
   const int64_t block, blocks, slots;  // points of a block; blocks of the wide side; slots of a block
   const int64_t sets;                  // of parameters: one, or one for each block
@@ -103,6 +113,7 @@ template <class R, class S> struct Layer {
         x((const S*)a.x),
         gy((const S*)a.gy),
         out((S*)a.out),
+        read_again(a.epilogue != nullptr),
         has_weight(a.v != nullptr),
         block(int64_t(1) << job.log2_block),
         blocks(job.blocks_in > job.blocks_out ? job.blocks_in : job.blocks_out),

@@ -9,7 +9,7 @@
 #pragma once
 #include <type_traits>
 
-#include "layer.h"
+#include "finisher.h"
 
 namespace {
 
@@ -239,7 +239,8 @@ template <class R, class S> struct PointsLayer : Layer<R, S> {
   // Results that no cache keeps go past it, which saves reading the memory that they replace.
   bool streams() const {
     const View& v = this->gy ? in : result;
-    return this->result_bytes() > (24 << 20) && v.whole_units > 0 && v.whole_blocks * block >= v.s.H * v.s.W;
+    const bool whole = v.whole_units > 0 && v.whole_blocks * block >= v.s.H * v.s.W;
+    return whole && this->result_bytes() > (24 << 20) && !this->read_again;
   }
   template <int NV, class O> static INLINE void put(const V* r, O* to, bool streams) {
     if (streams && uintptr_t(to) % VECTOR_BYTES == 0) UNROLL for (int i = 0; i < NV; i++) stream(to + i * L, r[i]);
@@ -519,6 +520,12 @@ template <class R, class S> struct PointsLayer : Layer<R, S> {
         store_block(result, this->out, u, b, targets + b * vectors, stage, lines);
       }
     }
+  }
+
+  void finish_items(int64_t first, int64_t last, const Finisher<R, S>& finisher) const {
+    const int64_t points = job.out.H * job.out.W, q = first * group, end = last * group < pixels ? last * group : pixels;
+    if (!job.channels) return finisher.across(q * points, (end - q) * points, 0);
+    for (int64_t map = q; map < end; map++) finisher.within(map * points, points, map % job.channels);
   }
 
   // ---- backward ----------------------------------------------------------------------------------------------------

@@ -88,15 +88,20 @@ INLINE VecD absolute(VecD v) { return (VecD)((VecI64)v & Simd<double>::abs_mask)
 
 const float TANH_END = 7.9f;  // beyond it, tanh is 1 to float32's precision
 
+// min(max(x, low), high), and NaN where x is NaN.
+template <class V> INLINE V between(V x, V low, V high) {
+  x = x > high ? high : x;
+  return x < low ? low : x;
+}
+#if VECTOR_BYTES == 64  // the second operand comes back where one is NaN
+INLINE VecF between(VecF x, VecF low, VecF high) {
+  return (VecF)_mm512_max_ps((__m512)low, _mm512_min_ps((__m512)high, (__m512)x));
+}
+#endif
+
 // tanh(x) * y. Odd rational of degree 9/6, relative error 2e-7 up to its end.
 INLINE VecF tanh_times(VecF x, VecF y) {
-#if VECTOR_BYTES == 64  // the second operand comes back where one is NaN
-  x = (VecF)_mm512_max_ps(_mm512_set1_ps(-TANH_END), _mm512_min_ps(_mm512_set1_ps(TANH_END), (__m512)x));
-#else
-  const VecF c = splat<VecF>(TANH_END);
-  x = x > c ? c : x;
-  x = x < -c ? -c : x;
-#endif
+  x = between(x, splat<VecF>(-TANH_END), splat<VecF>(TANH_END));
   const VecF s = x * x;
   const VecF n =
       (((-6.263357879e-09f * s + 7.229143415e-06f) * s + 2.705213675e-03f) * s + 1.272093065e-01f) * s + 0.9999998067f;

@@ -6,6 +6,8 @@
 // channels of a pixel. What differs is what lies side by side in memory: items (lanes.h) or an item's points (points.h).
 // Scale factors are folded into the weights; thresholds and weights are reordered once, so that they are read in
 // sequence. Sums of gradients are formed per chunk of items and added in order: the same for any number of threads.
+#include <optional>
+
 #include "lanes.h"
 #include "points.h"
 #if defined(__linux__)
@@ -23,13 +25,28 @@ void prepare(void* memory, int64_t bytes) {
 #endif
 }
 
-template <class L, class R> int run_layer(const Job& job, const Arrays& a, void* gt, void* gv, const Threads& threads) {
-  L layer(job, a);
+// Forward, and what follows: of as many items at a time as leave room for others in the first cache.
+template <class L, class F> void finished_items(const L& layer, const F& finisher, int64_t first, int64_t last) {
+  const int64_t step = 1 + (16 << 10) * layer.items / (layer.result_bytes() + 1);
+  for (int64_t end; first < last; first = end) {
+    end = first + step < last ? first + step : last;
+    layer.forward_items(first, end);
+    layer.finish_items(first, end, finisher);
+  }
+}
+
+template <template <class, class> class LayerOf, class R, class S>
+int run_layer(const Job& job, const Arrays& a, void* gt, void* gv, const Threads& threads) {
+  LayerOf<R, S> layer(job, a);
   if (a.out) prepare(a.out, layer.result_bytes());
+  std::optional<Finisher<R, S>> finisher;
+  if (a.epilogue) finisher.emplace(*a.epilogue, job.channels ? job.channels : job.out.W, (S*)a.out);
   const auto chunk = [&](int64_t c) {
     const int64_t first = c * layer.chunk_items, end = first + layer.chunk_items;
     const int64_t last = end < layer.items ? end : layer.items;
-    a.gy ? layer.backward_items(first, last, layer.chunk_sums(c)) : layer.forward_items(first, last);
+    if (a.gy) layer.backward_items(first, last, layer.chunk_sums(c));
+    else if (finisher) finished_items(layer, *finisher, first, last);
+    else layer.forward_items(first, last);
     end_of_stream();
   };
   // A thread is worth waking for some ten microseconds of work.
@@ -40,8 +57,8 @@ template <class L, class R> int run_layer(const Job& job, const Arrays& a, void*
 }
 
 template <class R, class S> int run(const Job& job, const Arrays& a, void* gt, void* gv, const Threads& threads) {
-  return job.layout == LANES ? run_layer<LanesLayer<R, S>, R>(job, a, gt, gv, threads)
-                             : run_layer<PointsLayer<R, S>, R>(job, a, gt, gv, threads);
+  return job.layout == LANES ? run_layer<LanesLayer, R, S>(job, a, gt, gv, threads)
+                             : run_layer<PointsLayer, R, S>(job, a, gt, gv, threads);
 }
 
 int run(const Job& job, const Arrays& arrays, void* gt, void* gv, const Threads& threads) try {
@@ -70,11 +87,18 @@ extern "C" void whtnet_use_openmp(void* fork, void* number) {
 
 // Forward: out = layer(x). Returns 0, or 1 if there was no memory.
 extern "C" int whtnet_forward(const Job* job, const void* x, const void* t, const void* v, void* out, int count) {
-  return run(*job, {x, nullptr, t, v, out}, nullptr, nullptr, {count, openmp.fork, openmp.number});
+  return run(*job, {x, nullptr, t, v, out, nullptr}, nullptr, nullptr, {count, openmp.fork, openmp.number});
+}
+
+// Forward, and then an epilogue.
+extern "C" int whtnet_forward_and(const Job* job, const void* x, const void* t, const void* v, void* out, int count,
+                                  const void* scale, const void* shift, const void* residual, double low, double high) {
+  const Epilogue epilogue{scale, shift, residual, low, high};
+  return run(*job, {x, nullptr, t, v, out, &epilogue}, nullptr, nullptr, {count, openmp.fork, openmp.number});
 }
 
 // Gradients, for the gradient gy of the result: gx (may be null) of x, gt of t, gv of v.
 extern "C" int whtnet_backward(const Job* job, const void* x, const void* gy, const void* t, const void* v, void* gx,
                                void* gt, void* gv, int count) {
-  return run(*job, {x, gy, t, v, gx}, gt, gv, {count, openmp.fork, openmp.number});
+  return run(*job, {x, gy, t, v, gx, nullptr}, gt, gv, {count, openmp.fork, openmp.number});
 }
