@@ -116,7 +116,7 @@ def test_other_names_are_none_of_ones_own(name):
 @pytest.mark.slow
 def test_the_guides_commands_run_outside_the_repository(package):
     (package / "policy").mkdir()
-    (package / "policy" / "mine.yaml").write_text(block("yaml"))
+    (package / "policy" / "scaled.yaml").write_text(block("yaml"))
     train = shlex.split(block("sh"))[2:]
     settings = ["trainer.epochs=1", "trainer.batch_size=16", "logger=none"]
     done = run("train.py", *train, *settings)
