@@ -233,6 +233,6 @@ def _network_table(networks: list[Mapping[str, Any]]) -> Table:
         _NETWORK_COLUMNS,
         rows,
         "Images of 3×32×32, the MobileNets with a CIFAR stem, channels_last, freed memory kept. Inference: float32, "
-        "batch norm folded into the convolutions in front of it, without a compiler. Training: in the precision that a "
-        'run chooses. "×" is the time of the network without replacements over this one\'s.',
+        "batch norm folded into what is in front of it (`whtnet.fuse_for_inference`), without a compiler. Training: in "
+        'the precision that a run chooses. "×" is the time of the network without replacements over this one\'s.',
     )
