@@ -155,6 +155,13 @@ def input_changed_meanwhile(net, x):
     return y + x.relu_()
 
 
+def input_changed_before_relu(net, x):
+    x = x * 1
+    y = net.norm(net.layer(x))
+    z = x.relu_()
+    return net.relu(y) + z
+
+
 def dropped(net, x):
     return net.drop(net.relu(net.drop(net.norm(net.layer(x)))))
 
@@ -183,8 +190,16 @@ def scaled_sum(net, x):
 USES = {
     use: number_of_inputs  # of the finished layer
     for use, number_of_inputs in [
-        *((added, 2), (added_in_place, 2), (added_into_the_input, 2), (input_changed_meanwhile, 1), (dropped, 1)),
-        *((broadcast, 1), (larger, 1), (with_a_number, 1), (with_itself, 1), (scaled_sum, 1)),
+        *((added, 2), (added_in_place, 2), (added_into_the_input, 2), (input_changed_meanwhile, 1)),
+        *(
+            (input_changed_before_relu, 1),
+            (dropped, 1),
+            (broadcast, 1),
+            (larger, 1),
+            (with_a_number, 1),
+            (with_itself, 1),
+            (scaled_sum, 1),
+        ),
     ]
 }
 

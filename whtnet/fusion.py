@@ -178,7 +178,7 @@ def _finish(network: fx.GraphModule, source: fx.Node, node: fx.Node, layer: BWHT
         chain.append(follower)
     network.set_submodule(str(source.target), FinishedLayer(layer, norm, bounds).eval())
     inputs = source.args if residual is None else (*source.args, residual)
-    with network.graph.inserting_before(chain[-1]):
+    with network.graph.inserting_before(source if residual is None else chain[-1]):
         finished = network.graph.call_module(str(source.target), inputs)
     _replace(network, reversed(chain), finished)
 
