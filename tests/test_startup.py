@@ -140,3 +140,12 @@ def test_help_that_nobody_reads_on_ends_quietly(command):
     done = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE, text=True, env=env)
     os.close(writer)
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+def test_help_without_an_output_ends_well():
+    words = [sys.executable, "-c", DOOR, "table", "--help"]
+    shell = ["/bin/sh", "-c", 'exec "$@" >&-', "sh", *words]
+    done = subprocess.run(shell, stderr=subprocess.PIPE, text=True, env={"PATH": "", "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0
+    assert done.stderr.startswith("usage:")  # where argparse writes then
+    assert "Error" not in done.stderr
