@@ -165,6 +165,19 @@ def test_a_row_trained_by_two_recipes_is_two_rows(tmp_path):
     assert recipes[:2] == ["`authors`: onecycle, 200 epochs, float32", "`short`: onecycle, 5 epochs, float32"]
 
 
+def test_pages_show_a_picked_row_beside_its_baseline(tmp_path):
+    """What another optimiser does to a row alone, no page compares with a baseline by this one."""
+    front = "front: {columns: [row, test_top1], rows: [a, b]}\n"
+    adam = {**record("b", 0, 85.0, recipe="adam"), "epochs": 5}
+    spec = write_spec(tmp_path, SPEC + front)
+    tables = stored_tables(spec, results_of(tmp_path, [record("a", 0, 90.0), record("b", 0, 80.0), adam]))
+    assert [row["row"] for row in tables[0].rows] == ["first", "second; recipe adam", "second", "third"]
+    page = tmp_path / "page.md"
+    page.write_text("<!-- table: mine -->\n<!-- end -->\n")
+    update_page(page, spec, tables)
+    assert [line.split("|")[1].strip() for line in page.read_text().splitlines()[3:-1]] == ["first", "second"]
+
+
 def test_counts_alone_make_a_table_without_figures(tmp_path):
     spec = write_spec(tmp_path, SPEC + COUNTED)
     costs = [{"parameters": 10, "macs": 1_000_000}] * 2

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from whtnet.errors import UserError
@@ -67,10 +68,12 @@ def with_tables(text: str, spec: TableSpec, tables: Sequence[Table], page: Path)
 
 
 def _front(spec: TableSpec, table: Table) -> Table:
+    picked = spec.front.get("rows", ())
     try:
-        return table.excerpt(spec.front.get("columns", ()), spec.front.get("rows", ()))
+        excerpt = table.excerpt(spec.front.get("columns", ()), picked)
     except KeyError as error:
         raise TableError(f"table {spec.name!r}: front names {error}, which is no column and no row of it") from error
+    return replace(excerpt, rows=[row for row in excerpt.rows if row.get("comparable", True)]) if picked else excerpt
 
 
 def _with_block(text: str, mark: str, table: Table, page: Path) -> str:

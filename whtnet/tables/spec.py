@@ -43,7 +43,8 @@ class TableSpec:
         layers: single layers of a table of deployment, whose first is the convolution.
         sites: of a speed table: where layers compete, each with ``id``, ``of`` (what it is a part of), ``images``,
             ``channels``, ``size``, ``out_channels`` where they are others, and ``layers``.
-        front: ``columns`` and ``rows`` of the first table that the README shows; all of them where left out.
+        front: ``columns`` and ``rows`` of the first table that pages show; all of them where left out. A picked row of
+            a training table is shown by those recipes by which its baseline was trained as well.
     """
 
     name: str

@@ -160,6 +160,7 @@ def _cells(row: TrainedRow) -> dict[str, Cell]:
     base = row.baseline.cost if row.baseline else row.cost
     return {
         "id": row.id,
+        "comparable": row.baseline is None or not row.records or row.top1_change is not None,
         "row": row.label,
         "parameters": row.cost.get("parameters", "not run"),
         "change": relative_change(row.cost, base) if row.cost and base else None,
