@@ -39,7 +39,9 @@ def verdict(folder, claim, records=()):
         ([91.0], [], "only in part"),
         ([85.0], [91.7], "not reproduced"),
         ([85.0], [], "not reproduced"),
-        ([89.9, 89.8], [91.4, 91.5], "reproduced"),  # within the seeds' noise
+        ([89.8, 89.7, 90.3], [91.4, 91.5, 91.45], "reproduced"),  # within the seeds' noise
+        ([89.8, 90.1], [91.4, 91.4], "only in part"),  # of two runs nearly anything would be
+        ([89.8, 89.7, 90.3], [91.4, 91.6], "only in part"),  # nor has the loss an interval then
         ([88.9, 88.8, 88.85], [91.4, 91.5, 91.45], "not reproduced"),
     ],
 )

@@ -46,6 +46,6 @@ def interval_cells(a: Spread, b: Spread) -> dict[str, Cell]:
 
 
 def mean_interval(values: Spread) -> tuple[float, float]:
-    """Interval of a mean at 95 % by Student's t; a single value is its own."""
-    half = float(stdtrit(values.n - 1, 0.5 + LEVEL / 2)) * values.sd / math.sqrt(values.n) if values.n > 1 else 0.0
+    """Interval of a mean at 95 % by Student's t, of two values or more."""
+    half = float(stdtrit(values.n - 1, 0.5 + LEVEL / 2)) * values.sd / math.sqrt(values.n)
     return values.mean - half, values.mean + half

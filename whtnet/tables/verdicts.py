@@ -18,10 +18,12 @@ RULES = (
     "Verdicts are computed. A count is reproduced where it is equal; a speed or a memory where ours is at least as "
     f"good; released weights where they give what their log says within {TOLERANCE} points.",
     "A trained accuracy is reproduced where it is at least what is published and its loss against the baseline is at "
-    "most the published loss, each within its interval at 95 % over seeds (Student's and Welch's t; a single run has "
-    "none); only in part where one of the two holds. Row and baseline are by the same recipe, the longest that both "
-    "were trained by.",
+    "most the published loss, each within its interval at 95 % over seeds (Student's and Welch's t); only in part where "
+    "one of the two holds. Fewer than three runs have no interval, which would hold nearly everything: their mean "
+    "counts. Row and baseline are by the same recipe, the longest that both were trained by.",
 )
+FEWEST_RUNS = 3
+"""With whose interval an accuracy is judged: of two, Student's quantile is 12.7."""
 
 _COLUMNS = (
     Column("claim"),
@@ -169,7 +171,7 @@ def _accuracy(claim: Claim, spec: TableSpec, results: Results) -> dict[str, Any]
 
 def judge_accuracy(claim: Claim, row: TrainedRow) -> str:
     """The verdict on a trained accuracy, see :data:`RULES`."""
-    tests = [mean_interval(row.top1)[1] >= claim.published]
+    tests = [highest_mean(row.top1) >= claim.published]
     if claim.baseline is not None:
         compared = row.baseline if row.top1_change is not None else None
         change = highest_change(row.top1, compared.top1) if compared else -math.inf
@@ -177,9 +179,14 @@ def judge_accuracy(claim: Claim, row: TrainedRow) -> str:
     return REPRODUCED if all(tests) else IN_PART if any(tests) else NOT_REPRODUCED
 
 
+def highest_mean(mine: Spread) -> float:
+    """The upper end of the interval of a mean, the mean itself of too few runs."""
+    return mean_interval(mine)[1] if mine.n >= FEWEST_RUNS else mine.mean
+
+
 def highest_change(mine: Spread, baseline: Spread) -> float:
-    """The upper end of the interval of a difference, the difference itself of two single runs."""
-    interval = welch_interval(mine, baseline)
+    """The upper end of the interval of a difference, the difference itself where one side has too few runs."""
+    interval = welch_interval(mine, baseline) if min(mine.n, baseline.n) >= FEWEST_RUNS else None
     return mine.mean - baseline.mean if interval is None else interval[1]
 
 
