@@ -1,9 +1,5 @@
 import io
-import os
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -11,8 +7,6 @@ from rich.console import Console
 from whtnet import apply_policy_, console
 from whtnet.backbones import build_backbone
 from whtnet.errors import UserError
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -157,32 +151,3 @@ def test_names_are_shown_as_they_are(screen):
     for name in ("table [red]", "row [/x]", "[bold]"):
         assert name in out.getvalue()
     assert not console.console._markup
-
-
-SCRIPT = """
-from whtnet.console import console, exit_on_user_error
-@exit_on_user_error
-def main():
-    for _ in range(20000):
-        console.print("µ ± σ")
-main()
-"""
-
-
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
-def test_any_encoding(encoding):
-    env = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", SCRIPT], env=env, capture_output=True, check=True)
-    wanted = "µ ± σ".encode(encoding, errors="replace")
-    assert done.stdout.splitlines()[0] == wanted
-
-
-@pytest.mark.parametrize("call", ["print", "console.print"])
-def test_a_reader_that_has_gone(call):
-    command = [sys.executable, "-c", SCRIPT.replace("console.print", call)]
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, text=True) as process:
-        process.stdout.readline()
-        process.stdout.close()
-        assert process.stderr.read() == ""
-    assert process.returncode != 0

@@ -80,7 +80,7 @@ def test_help_of_every_command_comes_without_pytorch(command):
     modules, out = modules_after(DOOR, *([command] if command else []), "--help")
     assert "usage" in out or "whtnet" in out
     assert "torch" not in modules
-    assert sum(name.startswith("whtnet") for name in modules) < 12
+    assert sum(name.startswith("whtnet") for name in modules) < 13
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,8 @@ def train(c: dict[str, Any], job: str | None = None) -> float | None:
     Raises:
         JobFailedError: in a sweep, where an error was told that ends this job alone.
     """
-    sys.stderr = sys.__stderr__
+    if isinstance(sys.stderr, io.StringIO):
+        sys.stderr = sys.__stderr__
     if job is None:
         return _train(c)
     console.print(job, style="bold", soft_wrap=True)

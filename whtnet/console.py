@@ -1,7 +1,6 @@
 """What a person sees while runs go on: progress bars on a terminal, a line now and then in a log file."""
 
 import functools
-import io
 import statistics
 import sys
 import time
@@ -15,9 +14,10 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from whtnet import distributed
-from whtnet.errors import UserError, told_by_path, until_the_pipe_breaks
+from whtnet.errors import UserError, told_by_path
 from whtnet.policy import Report, SiteFit
 from whtnet.preemption import EXIT_STATUS, PreemptedError, hand_on
+from whtnet.streams import guarded_streams
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -215,16 +215,14 @@ def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
     """Turn errors that the user can mend, and Ctrl-C, into their message and an exit status, without a traceback.
 
     A preempted run ends with status 75. What goes wrong in one of several processes is told by the first one if it
-    knows, else by that one. Warnings are lines without the place in the code that they came from. Output that a
-    terminal's encoding lacks is replaced; a reader that has gone ends the command, as it does other programs.
+    knows, else by that one. Warnings are lines without the place in the code that they came from. What can't be written
+    is the matter of :func:`whtnet.streams.guarded_streams`.
     """
 
     @functools.wraps(main)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="replace")
         try:
-            with warnings.catch_warnings(), told_by_path(), until_the_pipe_breaks():
+            with guarded_streams(), warnings.catch_warnings(), told_by_path():
                 warnings.showwarning = _show_warning
                 return main(*args, **kwargs)
         except PreemptedError as error:

@@ -3,9 +3,6 @@
 import contextlib
 import difflib
 import errno
-import os
-import signal
-import sys
 from collections.abc import Iterable, Iterator
 
 _SHOWN = 12
@@ -33,20 +30,6 @@ def told_by_path() -> Iterator[None]:
         if isinstance(error, UserError) or error.filename is None or error.errno not in _OF_THE_MACHINE:
             raise
         raise UserError(f"{error.filename}: {error.strerror}; give another path, or mend that") from error
-
-
-@contextlib.contextmanager
-def until_the_pipe_breaks() -> Iterator[None]:
-    """Where nobody reads on, as behind ``| head``, end as a command does that the signal SIGPIPE ends."""
-    try:
-        try:
-            yield
-        finally:
-            if sys.stdout is not None:  # as behind >&-
-                sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
-        sys.exit(128 + signal.SIGPIPE)
 
 
 def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:

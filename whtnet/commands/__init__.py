@@ -5,10 +5,10 @@ for PyTorch.
 """
 
 import importlib
-import io
 import sys
 
-from whtnet.errors import did_you_mean, until_the_pipe_breaks
+from whtnet.errors import did_you_mean
+from whtnet.streams import guarded_streams
 
 COMMANDS = {
     "train": "train a network",
@@ -28,13 +28,11 @@ def main(name: str | None = None) -> None:
     Args:
         name: of the command; None for the first word.
     """
-    with until_the_pipe_breaks():
+    with guarded_streams():
         _run(name)
 
 
 def _run(name: str | None) -> None:
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # what a terminal's encoding lacks
     if name is None:
         name = sys.argv[1] if len(sys.argv) > 1 else "--help"
         sys.argv = [f"whtnet {name}", *sys.argv[2:]]
