@@ -18,9 +18,9 @@ RULES = (
     "Verdicts are computed. A count is reproduced where it is equal; a speed or a memory where ours is at least as "
     f"good; released weights where they give what their log says within {TOLERANCE} points.",
     "A trained accuracy is reproduced where it is at least what is published and its loss against the baseline is at "
-    "most the published loss, each within its interval at 95 % over seeds (Student's and Welch's t); only in part where "
-    "one of the two holds. Fewer than three runs have no interval, which would hold nearly everything: their mean "
-    "counts. Row and baseline are by the same recipe, the longest that both were trained by.",
+    "most the published loss, each within its interval at 95 % over seeds (Student's and Welch's t); only in part "
+    "where one of the two holds. Fewer than three runs have no interval, which would hold nearly everything: their "
+    "mean counts. Row and baseline are by the same recipe, the longest that both were trained by.",
 )
 FEWEST_RUNS = 3
 """With whose interval an accuracy is judged: of two, Student's quantile is 12.7."""
