@@ -109,6 +109,18 @@ def test_quotes_that_do_not_close_are_named(place, monkeypatch, name):
 
 
 @needs_compiler
+def test_a_compiler_that_is_not_there_is_named_and_another_one_serves(place, compiler, monkeypatch):
+    fake = compiler()
+    monkeypatch.setenv("PATH", f"{fake.path.parent}:{os.environ['PATH']}")
+    fake.path.rename(fake.path.with_name("g++"))
+    monkeypatch.setenv("CXX", "/my compilers/g++ -pipe")
+    warning = load()
+    assert "CXX='/my compilers/g++ -pipe' names '/my' (a path with spaces needs quotes)" in warning
+    assert f"with {fake.path.parent}/g++" in warning
+    assert fake.calls == 1
+
+
+@needs_compiler
 def test_a_damaged_library_is_built_again(place, compiler, monkeypatch):
     fake = compiler()
     monkeypatch.setenv("CXX", str(fake.path))
@@ -177,6 +189,19 @@ def test_the_next_folder_serves_where_the_first_cannot(place, compiler, monkeypa
     place.parent.write_text("a file where a folder should be")
     assert (load(), load(), fake.calls) == ("", "", 1)
     assert list((tmp_path / "run" / "whtnet").glob("*.so"))
+
+
+@pytest.mark.parametrize("variable", ["XDG_CACHE_HOME", "XDG_RUNTIME_DIR", "HOME"])
+def test_folders_that_would_be_others_in_every_working_folder_are_no_caches(place, monkeypatch, tmp_path, variable):
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert places.cache_folders() == [tmp_path / ".cache" / "whtnet"]
+    monkeypatch.setenv(variable, "here")
+    at_home = None if variable == "HOME" else tmp_path / ".cache"
+    assert places.cache_home() == at_home
+    assert places.cache_folders() == ([at_home / "whtnet"] if at_home else [])
+    monkeypatch.setenv(variable, str(tmp_path / "there"))
+    assert any(folder.is_relative_to(tmp_path / "there") for folder in places.cache_folders())
 
 
 @needs_compiler
@@ -281,6 +306,7 @@ def test_without_a_compiler_the_reference_serves_and_says_so_once(tmp_path, envi
     assert out == "reference True"
     assert err.count("UserWarning") == 1
     assert "no C++ compiler" in err
+    assert ("CXX=" in err) == ("CXX" in environment)
     process = python(CODE, tmp_path, WHTNET_BACKEND="cpu", **environment)
     assert "backend 'cpu' is not available" in process.communicate(timeout=100)[1]
 

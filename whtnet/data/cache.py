@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from whtnet.files import FileError, atomic_write, locked
-from whtnet.kernels.places import PlaceError, check_private, make_private
+from whtnet.kernels.places import PlaceError, cache_home, check_private, make_private
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -45,11 +45,9 @@ def keep_decoded(name: str, sources: Sequence[Path], decode: Callable[[], Arrays
 
 
 def _folder() -> Path:
-    try:
-        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    except RuntimeError as error:
-        raise PlaceError("this user has no home") from error
-    folder = Path(root, "whtnet", "data")
+    if (root := cache_home()) is None:
+        raise PlaceError("this user has no home")
+    folder = root / "whtnet" / "data"
     make_private(folder)
     return check_private(folder)
 

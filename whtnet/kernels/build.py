@@ -95,8 +95,15 @@ def _find_compiler() -> list[str]:
         raise KernelError(f"CXX={os.environ['CXX']!r} can't be read: {error}") from error
     for command in (wanted, ["g++"], ["c++"], ["clang++"]):
         if command and (path := shutil.which(command[0])):
+            if wanted and command is not wanted:
+                warnings.warn(f"{_no_program(wanted)}, and whtnet compiles its kernel with {path}", stacklevel=3)
             return [path, *command[1:]]
-    raise KernelError("no C++ compiler was found (g++, c++ or clang++; or name one in CXX)")
+    reason = f"{_no_program(wanted)}; " if wanted else ""
+    raise KernelError(f"{reason}no C++ compiler was found (g++, c++ or clang++; or name one in CXX)")
+
+
+def _no_program(wanted: list[str]) -> str:
+    return f"CXX={os.environ['CXX']!r} names {wanted[0]!r} (a path with spaces needs quotes), which is no program here"
 
 
 def _user_flags() -> list[str]:

@@ -4,11 +4,9 @@ A library runs with all rights of the process that loads it. It is therefore nei
 that another user owns or can write, nor one below such a folder.
 """
 
-import contextlib
 import os
 import stat
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 if sys.platform != "win32":  # where no kernel is compiled
@@ -20,19 +18,30 @@ class PlaceError(OSError):
     """A folder that can't be used; the message says why."""
 
 
-def cache_folders() -> Iterator[Path]:
+def cache_folders() -> list[Path]:
     """Where kernels may be kept, best first; none need exist, or be usable.
 
-    ``whtnet`` in ``$TORCH_EXTENSIONS_DIR``, else in ``$XDG_CACHE_HOME`` or ``~/.cache``; then in ``$XDG_RUNTIME_DIR``,
-    which systemd makes for each user and empties when the user logs out.
+    ``whtnet`` in ``$TORCH_EXTENSIONS_DIR``, else in :func:`cache_home`; then in ``$XDG_RUNTIME_DIR``, which systemd
+    makes for each user and empties when the user logs out.
     """
-    if root := os.environ.get("TORCH_EXTENSIONS_DIR") or os.environ.get("XDG_CACHE_HOME"):
-        yield Path(root) / "whtnet"
-    else:
-        with contextlib.suppress(RuntimeError):  # no home
-            yield Path.home() / ".cache" / "whtnet"
-    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
-        yield Path(runtime) / "whtnet"
+    extensions = os.environ.get("TORCH_EXTENSIONS_DIR")
+    roots = (Path(extensions) if extensions else cache_home(), _named_by("XDG_RUNTIME_DIR"))
+    return [root / "whtnet" for root in roots if root is not None]
+
+
+def cache_home() -> Path | None:
+    """``$XDG_CACHE_HOME``, else ``~/.cache``; None where there is no home."""
+    try:
+        folder = _named_by("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:
+        return None
+    return folder if folder.is_absolute() else None
+
+
+def _named_by(variable: str) -> Path | None:
+    # A relative path is to be ignored, says the XDG base directory specification: it would be another one everywhere.
+    folder = Path(os.environ.get(variable, ""))
+    return folder if folder.is_absolute() else None
 
 
 def make_private(folder: Path) -> None:
