@@ -176,6 +176,26 @@ def test_conditions(where, expected):
     assert {r.name.removesuffix(".conv2") for r in report.replacements} == expected
 
 
+@pytest.mark.parametrize("policy", ["conv3x3", "depthwise", "identity", "gap"])
+def test_applied_again_a_policy_takes_no_further_places(policy):
+    model = build_backbone("resnet20")
+    count = len(apply_policy_(model, policy).replacements)
+    before = str(model)
+    with pytest.raises(PolicyError, match=rf"matches nothing in CifarResNet.*; {count} were replaced before"):
+        apply_policy_(copy.deepcopy(model), policy)
+    assert str(model) == before
+
+
+def test_places_keep_their_numbers_and_a_later_policy_takes_what_is_left():
+    model = build_backbone("resnet20")
+    last = [r.name for r in apply_policy_(model, "conv3x3", share=0.5).replacements]
+    first = [r.name for r in apply_policy_(model, "conv3x3").replacements]
+    whole = [r.name for r in apply_policy_(build_backbone("resnet20"), "conv3x3").replacements]
+    assert first + last == whole
+    one = rules(rule("conv3x3", "FWHT2d", {"nth": -2, "stride": 1}))
+    assert [r.name for r in apply_policy_(model, one).replacements][:2] == ["layer1.0.conv1", "layer1.1.conv1"]
+
+
 def test_policy_options_are_defaults_and_rules_win():
     model = build_backbone("resnet20")
     policy = rules(

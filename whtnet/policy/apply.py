@@ -13,7 +13,7 @@ from whtnet.policy.choosing import choose_sites
 from whtnet.policy.models import check_model, check_sites, unchanged_on_error
 from whtnet.policy.report import Replacement, Report
 from whtnet.policy.rules import Policy, PolicyError, Rule, load_policy
-from whtnet.policy.sites import Site, find_sites
+from whtnet.policy.sites import Site, find_sites, mark_replaced
 
 _Change = tuple[Site, Rule, nn.Module]
 
@@ -27,7 +27,8 @@ def apply_policy_(
     """Replace sites of ``model`` by Walsh-Hadamard layers, in place.
 
     After any error, an interruption too, the model and the random states are as they were. New layers take the device
-    and dtype of what they replace. The model itself never runs: copies without data do, before and with the layers.
+    and dtype of what they replace. The model itself never runs: copies without data do, before and with the layers. A
+    policy that is applied after another, or again, finds what those before it left; see ``nth`` of :class:`Rule`.
 
     Args:
         model: any torchvision or timm image classifier.
@@ -62,6 +63,7 @@ def apply_policy_(
         after = _rehearse(model, input_size, changes) if changes else found.cost
         replacements = tuple(_replacement(*change) for change in changes)
         for site, _, layer in changes:
+            mark_replaced(layer, site)
             _put(model, site, layer)
         return Report(policy.name, type(model).__name__, tuple(input_size), replacements, found.cost, after)
 

@@ -58,11 +58,13 @@ def _stride(module: nn.Module) -> tuple[int, int] | None:
 
 
 def _why_nothing(rule: Rule, same_kind: list[Site], found: SiteMap) -> str:
+    before = f"; {found.replaced} were replaced before, by this policy or another" if found.replaced else ""
     if same_kind:
         shape = f"; it has {found.blocks} blocks in {found.stages} stages" if found.blocks else "; it has no blocks"
-        return f"none of its {len(same_kind)} {rule.match} sites satisfies the conditions ({_names(same_kind)}){shape}"
+        conditions = f"satisfies the conditions ({_names(same_kind)}){shape}"
+        return f"none of its {len(same_kind)} {rule.match} sites {conditions}{before}"
     kinds = Counter(site.kind for site in found.sites)
-    return "it has " + (", ".join(f"{n} {kind}" for kind, n in kinds.items()) or "no sites at all")
+    return "it has " + (", ".join(f"{n} {kind}" for kind, n in kinds.items()) or "no sites at all") + before
 
 
 def _names(sites: list[Site]) -> str:

@@ -42,7 +42,8 @@ class Rule:
             ``blocks``: ``"last 1/3"``, ``"first 2"``, ``"13-17"`` or a list of numbers, from 1; in a policy with a
             fraction ``"fraction"``;
             ``stages``: list of numbers, from 1, or from the end, −1;
-            ``nth``: place among the sites of its kind in its block, from 1, or from the end, −1;
+            ``nth``: place among the sites of its kind in its block, those that were replaced before too, from 1, or
+            from the end, −1;
             ``stride``: the convolution's.
         options: keywords of the layer.
         shared: options of the policy that the rule was included from: of every layer that has them, unless the

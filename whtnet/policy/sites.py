@@ -19,6 +19,7 @@ BLOCK_CLASS = re.compile(
     r"(Block|Bottleneck|InvertedResidual|DepthwiseSeparableConv|EdgeResidual|MBConv|DenseLayer|Fire|FireModule)$"
 )
 SQUEEZE_EXCITE_CLASS = re.compile(r"^(SqueezeExcit\w*|SE(Module|Layer|Block)\w*|EffectiveSE\w*)$")
+_REPLACED = "_replaced_site_kind"  # attribute of what a policy put in
 
 _POOLING_OPS = (
     torch.ops.aten.mean.dim,
@@ -45,7 +46,8 @@ class Site:
         part: ``stem`` before the first block, ``blocks``, ``between`` two blocks, ``head`` after the last.
         block: number of its block, from 1, or None.
         stage: number of its stage, from 1, or None. Blocks that put out maps of one size are a stage.
-        nth: its place among the sites of its kind in its block, from 1 and, second, from the end as −1, −2, ….
+        nth: its place among the sites of its kind in its block, those that were replaced before too, from 1 and,
+            second, from the end as −1, −2, ….
         append: for ``before_gap``: the model pools in its own forward, so the layer goes to the end of this sequence
             instead of in front of this module.
     """
@@ -66,12 +68,21 @@ class Site:
 
 @dataclass
 class SiteMap:
-    """All sites of a model in the order of its forward pass, how many blocks and stages it has, and what it costs."""
+    """All sites of a model in the order of its forward pass, and what else a policy needs to know of it.
+
+    Attributes:
+        cost: of the model.
+        sites: those that can be replaced.
+        blocks: number of its blocks.
+        stages: number of its stages.
+        replaced: number of sites where policies have put layers before.
+    """
 
     cost: Cost
     sites: list[Site] = field(default_factory=list)
     blocks: int = 0
     stages: int = 0
+    replaced: int = 0
 
 
 def find_sites(model: nn.Module, input_size: tuple[int, int, int]) -> SiteMap:
@@ -99,6 +110,9 @@ def find_sites(model: nn.Module, input_size: tuple[int, int, int]) -> SiteMap:
         block = block_of.get(name)
         key = (block, kind)
         seen[key] += 1
+        if _replaced_kind(modules[name]):
+            result.replaced += 1
+            continue
         into, out = _shapes(trace, modules[name], name, kind)
         result.sites.append(
             Site(
@@ -119,23 +133,35 @@ def find_sites(model: nn.Module, input_size: tuple[int, int, int]) -> SiteMap:
     return result
 
 
+def mark_replaced(layer: nn.Module, site: Site) -> None:
+    """Note on ``layer`` what it takes the place of, so that the places of other sites keep their numbers."""
+    vars(layer)[_REPLACED] = site.kind
+
+
+def _replaced_kind(module: nn.Module) -> str | None:
+    return vars(module).get(_REPLACED)
+
+
 def _check_size(size: Any) -> None:
     if not (isinstance(size, Sequence) and len(size) == 3 and all(isinstance(n, int) and n > 0 for n in size)):
         raise PolicyError(f"input_size is (C, H, W) of one image, three whole numbers from 1; got {size!r}")
 
 
 def _kinds(trace: "_Trace", modules: dict[str, nn.Module]) -> dict[str, str]:
-    """The kind of each site by its name, in order; what lies in a layer of this package, or in an SE block, is none."""
+    """The kind of each site by its name, in order, replaced ones too; what lies in a layer or an SE block is none."""
     found: dict[str, str] = {}
     for name in trace.order:
-        kind = _kind(modules[name], trace.shapes[name])
-        above = [modules[ancestor] for ancestor in _ancestors(name)]
-        opaque = any(isinstance(module, SpectralLayer | NormedFWHT2d) or _is_squeeze_excite(module) for module in above)
-        if kind and not opaque:
+        kind = _replaced_kind(modules[name]) or _kind(modules[name], trace.shapes[name])
+        if kind and not any(_is_opaque(modules[ancestor]) for ancestor in _ancestors(name)):
             found[name] = kind
-    if (pool := _pooling_site(trace, modules)) is not None:
+    if "before_gap" not in found.values() and (pool := _pooling_site(trace, modules)) is not None:
         found[pool] = "before_gap"
     return found
+
+
+def _is_opaque(module: nn.Module) -> bool:
+    own = isinstance(module, SpectralLayer | NormedFWHT2d) or _replaced_kind(module) is not None
+    return own or _is_squeeze_excite(module)
 
 
 def _shapes(trace: "_Trace", module: nn.Module, name: str, kind: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
