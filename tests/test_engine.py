@@ -131,6 +131,16 @@ def test_evaluate_is_a_mean_over_images():
     assert got["top1"] == pytest.approx(100 * (logits.argmax(1) == labels).float().mean().item())
 
 
+def test_evaluate_leaves_every_module_in_its_mode():
+    model = make_model().train()
+    frozen = next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d)).eval()
+    evaluate(model, Batches(1))
+    assert [module for module in model.modules() if not module.training] == [frozen]
+    with pytest.raises(RuntimeError):
+        evaluate(model, [(torch.zeros(1, 99, 8, 8), torch.zeros(1))])
+    assert model.training
+
+
 def test_same_seed_same_bits_other_seed_other_bits():
     a, b, c = (make_model(dropout=0.2) for _ in range(3))
     train(a, config())

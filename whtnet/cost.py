@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from whtnet.layers import SpectralLayer
+from whtnet.modules import first_input
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -107,8 +108,7 @@ class CostCounter(TorchDispatchMode):
         return Cost(count_parameters(self._probe), statistics, self._flops // 2, self._additions)
 
     def _enter(self, layer: SpectralLayer, args: tuple[Tensor, ...], keywords: dict[str, Tensor]) -> None:
-        x = next(iter((*args, *keywords.values())))
-        self._additions += layer.wht_additions(tuple(x.shape))
+        self._additions += layer.wht_additions(tuple(first_input(args, keywords).shape))
         self._depth += 1
 
     def _leave(self, *_: Any) -> None:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from whtnet.layers import SpectralLayer
+from whtnet.modules import evaluation_mode, first_input
 
 MAX_VALUES = 4096  # a parameter with more values is left out
 
@@ -93,19 +94,13 @@ def _observed(model: nn.Module, look: Callable[[str, SpectralLayer, Tensor, Tens
 
     def hook(name: str) -> Callable[..., None]:
         def seen(layer: SpectralLayer, args: tuple[Tensor, ...], keywords: dict[str, Tensor], output: Tensor) -> None:
-            look(name, layer, next(iter((*args, *keywords.values()))), output)
+            look(name, layer, first_input(args, keywords), output)
 
         return seen
 
-    modes = [(module, module.training) for module in model.modules()]
     handles = [layer.register_forward_hook(hook(name), with_kwargs=True) for name, layer in _spectral(model).items()]
-    model.eval()
-    try:
-        with _hooked(handles):
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
+    with _hooked(handles), evaluation_mode(model):
+        yield
 
 
 def _values(parameter: Tensor | None) -> list[Any] | None:

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from whtnet.cost import Cost, CostCounter, meta_probe
 from whtnet.layers import NormedFWHT2d, SpectralLayer
+from whtnet.modules import first_input
 from whtnet.policy.rules import PolicyError
 
 # Class names of the repeated units of torchvision's and timm's classifiers; the innermost match is the block.
@@ -200,7 +201,7 @@ class _Trace(TorchDispatchMode):
     def enter(self, name: str, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         if name not in self.shapes and name not in self.order:
             self.order.append(name)
-        first = next(iter((*args, *keywords.values())), None)
+        first = first_input(args, keywords)
         self.stack.append((name, first if isinstance(first, Tensor) else None))
 
     def leave(self, name: str, output: Any) -> None:
