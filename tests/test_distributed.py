@@ -11,12 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 from distributed_cases import history
+from timm.layers import DropPath
+from torch import nn
+from torch.nn import functional as F
+from torchvision.ops import StochasticDepth
 
 from whtnet import distributed
 from whtnet.cli import only_the_first_speaks, train
 from whtnet.commands.compose import compose_config
 from whtnet.data import DatasetError, load_dataset
 from whtnet.distributed import PeerError
+from whtnet.engine.global_batch import GlobalBatch
 from whtnet.errors import UserError
 from whtnet.experiment import Experiment
 from whtnet.runs import resolve_device, run
@@ -115,6 +120,56 @@ def test_the_shares_of_all_processes_are_the_batches_of_one(member):
             parts = [share[i] for share in shares if i < len(share)]
             assert torch.equal(torch.cat([x for x, _ in parts]), images)
             assert torch.equal(torch.cat([y for _, y in parts]), labels)
+
+
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [
+        (nn.Dropout(0.4), (15, 6)),
+        (nn.Dropout(0.4), (15, 3, 4, 4)),
+        (nn.Dropout(0.4), (15 * 4, 3, 5)),  # four windows an image
+        (nn.Dropout(0.0), (15 * 4, 3, 5)),
+        (nn.Dropout1d(0.4), (15, 6, 3)),
+        (nn.Dropout2d(0.4), (15, 6, 3, 3)),
+        (nn.Dropout3d(0.4), (15, 6, 2, 2, 2)),
+        (nn.AlphaDropout(0.4), (15, 6)),
+        (nn.FeatureAlphaDropout(0.4), (15, 6, 3, 3)),
+        (StochasticDepth(0.4, "row"), (15, 3, 4, 4)),
+        (StochasticDepth(0.4, "batch"), (15, 3, 4, 4)),
+        (DropPath(0.4), (15, 3, 4)),
+    ],
+)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_masks_of_all_processes_are_those_of_one(member, module, shape, memory_format):
+    x = torch.randn(shape).to(memory_format=memory_format if len(shape) == 4 else torch.preserve_format)
+    for seed in range(4):
+        torch.manual_seed(seed)
+        whole = module(x)
+        after = torch.rand(1)
+        for rank in range(2):
+            member(rank, 2)
+            rows = distributed.share(15)
+            mine = x.unflatten(0, (15, -1))[rows].flatten(0, 1).requires_grad_()
+            torch.manual_seed(seed)
+            with GlobalBatch(15):
+                y = module(mine)
+            assert torch.equal(y, whole.unflatten(0, (15, -1))[rows].flatten(0, 1))
+            assert torch.equal(torch.rand(1), after)
+            y.sum().backward()
+            assert mine.grad.count_nonzero() > 0 or not y.any()
+
+
+def test_what_images_share_has_one_mask(member):
+    seen = []
+    for rank in range(2):
+        member(rank, 2)
+        torch.manual_seed(0)
+        with GlobalBatch(15):
+            seen.append(F.dropout(torch.ones(1, 5, 6)) * torch.ones(()).bernoulli_(0.9))
+        with GlobalBatch(15):
+            assert torch.equal(nn.Dropout2d(0.4).eval()(torch.ones(8, 2, 2, 2)), torch.ones(8, 2, 2, 2))
+    assert seen[0].shape == (1, 5, 6)
+    assert torch.equal(*seen)
 
 
 def test_more_processes_than_images_or_than_one_named_gpu_can_serve(member):

@@ -1,5 +1,6 @@
 """Layers that look at a whole batch, where each process holds only a share of it."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,15 +12,24 @@ from torch.overrides import TorchFunctionMode
 
 from whtnet import distributed
 
+_DROPOUTS = {
+    function: inspect.signature(function)
+    for function in (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout)
+}
+
 
 class GlobalBatch(TorchFunctionMode):
     """A context in which batch norm and dropout treat the shares of all processes as the one batch that they are.
 
-    Batch norm takes the statistics of all shares (forward, backward and running ones); dropout and stochastic depth
-    draw one mask for the whole batch, of which each process applies its rows. So a step is the same as with one
-    process, up to rounding (on a GPU, where the order of random numbers depends on the shape, up to other masks).
+    Batch norm takes the statistics of all shares (forward, backward and running ones); dropout of every kind and
+    stochastic depth draw one mask for the whole batch, of which each process applies its rows. So a step is the same as
+    with one process, up to rounding (on a GPU, where the order of random numbers depends on the shape, up to other
+    masks). What is the same for all images, as stochastic depth in ``batch`` mode, is so in all processes.
     It works on the functions, so that modules of any library keep their class and their state_dict.
     (``torch.nn.SyncBatchNorm`` has no implementation for the CPU, and takes the place of the module.)
+
+    Other random numbers (dropout inside fused attention, patches that are left out, noise of one's own) are those of
+    each process. In a share of one image, a mask for the whole batch is taken for that image's.
 
     Args:
         batch_size: images in the batch, over all processes. All of them must have the same random state.
@@ -36,24 +46,45 @@ class GlobalBatch(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Take over three functions; leave all others alone."""
+        """Take over batch norm, dropouts and what masks are drawn by; leave all others alone."""
+        if function in _DROPOUTS:
+            return self._dropout(function, *args, **(kwargs or {}))
         ours: dict[Callable[..., Any], Callable[..., Any]] = {
             F.batch_norm: _batch_norm,
-            F.dropout: self._dropout,
             Tensor.bernoulli_: self._bernoulli_,
         }
         return ours.get(function, function)(*args, **(kwargs or {}))
 
-    def _dropout(self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-        if not training:
-            return input
-        mask = F.dropout(input.new_ones(self.batch_size, *input.shape[1:]), p)
-        return input * mask[self.rows]
+    def _dropout(self, function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        call = _DROPOUTS[function].bind(*args, **kwargs)
+        call.apply_defaults()
+        input, p, training, _ = call.args
+        place = self._place(input)
+        if not (training and p) or place is None:
+            return function(*args, **kwargs)
+        rows, shape = place
+        whole = input.new_zeros(shape)
+        if input.dim() == 4 and input.is_contiguous(memory_format=torch.channels_last):
+            whole = whole.contiguous(memory_format=torch.channels_last)  # masks are drawn in the order of the memory
+        whole[rows] = input
+        return function(whole, p, training)[rows]
 
     def _bernoulli_(self, noise: Tensor, p: float = 0.5, **options: Any) -> Tensor:
-        if len(noise) != self.rows.stop - self.rows.start:
-            return noise.bernoulli_(p, **options)  # no value for each image
-        return noise.copy_(noise.new_empty(self.batch_size, *noise.shape[1:]).bernoulli_(p, **options)[self.rows])
+        if (place := self._place(noise)) is None:
+            return noise.bernoulli_(p, **options)
+        rows, shape = place
+        return noise.copy_(noise.new_empty(shape).bernoulli_(p, **options)[rows])
+
+    def _place(self, share: Tensor) -> tuple[slice, tuple[int, ...]] | None:
+        """The rows of ``share`` in the whole, and the whole's shape; None where images have no rows of their own.
+
+        An image may have several, as windows of its own.
+        """
+        if not share.dim():
+            return None
+        each, rest = divmod(len(share), self.rows.stop - self.rows.start)
+        rows = slice(self.rows.start * each, self.rows.stop * each)
+        return None if rest else (rows, (self.batch_size * each, *share.shape[1:]))
 
 
 def _batch_norm(
