@@ -10,7 +10,7 @@ from torch import nn
 from whtnet import BWHT1d, FWHT2d, SeparableFWHT2d, apply_policy_, load_policy, spectral_parameter_names
 from whtnet.backbones import build_backbone
 from whtnet.controls import CropOrTile
-from whtnet.policy import PolicyError, canonical_policy, explicit_policy, find_sites, fit_layers_
+from whtnet.policy import Policy, PolicyError, canonical_policy, explicit_policy, find_sites, fit_layers_
 
 
 def one_rule(match, replace, where=None, **options):
@@ -191,6 +191,30 @@ def test_fitting_skips_what_has_no_parameters():
     assert [fit.name for fit in fits] == ["layer2.0.shortcut.0", "layer3.0.shortcut.0"]
 
 
+def test_fitting_sees_what_a_module_is_called_with_by_keyword():
+    class SqueezeExcite(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            return x * self.fc(x.mean((2, 3), keepdim=True)).sigmoid()
+
+    class ByKeyword(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.se = SqueezeExcite()
+
+        def forward(self, x):
+            return self.se(x=x).mean((2, 3))
+
+    original = ByKeyword()
+    model = copy.deepcopy(original)
+    report = apply_policy_(model, one_rule("squeeze_excite", "FWHT2d"), (3, 8, 8))
+    (fit,) = fit_layers_(model, original, report, [torch.randn(4, 3, 8, 8)])
+    assert fit.after < fit.before
+
+
 def _rules(name):
     return explicit_policy(load_policy(name))["rules"]
 
@@ -208,6 +232,11 @@ def test_canonical_forms():
     assert canonical_policy(load_policy("crop_or_tile")) == [
         {"match": "conv1x1", "replace": "CropOrTile", "options": {"block_size": "common"}}
     ]
+    # All blocks are not the last one.
+    assert [
+        canonical_policy(Policy.from_dict(one_rule("conv3x3", "FWHT2d", {"blocks": f"last {n}"})))[0]["where"]["blocks"]
+        for n in ("1", "1/1", "2/6")
+    ] == ["last 1", "last 1/1", "last 1/3"]
     # Explicit data replays as the same policy.
     for name in ("conv3x3_all", "crop_or_tile", "crop_or_tile3x3"):
         policy = load_policy(name)

@@ -143,6 +143,21 @@ def test_effects_of_a_layer_by_hand():
     assert first["gradient_norm"] == pytest.approx((own / total).item(), rel=1e-4)
 
 
+def test_a_layer_that_is_called_by_keyword_is_bypassed_too():
+    class ByKeyword(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.fc = FWHT2d(4), nn.Linear(16, 3)
+
+        def forward(self, images):
+            return self.fc(self.layer(x=images).flatten(1))
+
+    model, images = ByKeyword(), torch.randn(2, 1, 4, 4)
+    outputs = []
+    layer_effects(model, [(images, torch.tensor([0, 1]))], lambda: outputs.append(model(images)) or float(len(outputs)))
+    torch.testing.assert_close(outputs[1], model.fc(images.flatten(1)))
+
+
 def test_numbers_for_curves_are_those_of_the_description():
     model = model_with(FWHT2d(128), BWHT1d(4, 4, block_size=4))
     images = torch.randn(2, 4, 128, 128)

@@ -135,7 +135,8 @@ def layer_effects(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], ac
         means = {key: sum(batch[name][key] for batch in found) / len(found) for key in found[0][name]}
         change = None
         if means.pop("same_shape"):
-            with _hooked([layer.register_forward_hook(lambda _, inputs, output: inputs[0])]):
+            bypass = layer.register_forward_hook(lambda _, *given: first_input(*given[:2]), with_kwargs=True)
+            with _hooked([bypass]):
                 change = accuracy() - whole
         rows.append({"name": name, "kind": type(layer).__name__, **means, "bypassed_change": change})
     return rows

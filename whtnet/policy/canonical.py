@@ -61,4 +61,5 @@ def _blocks(spec: str) -> str | list[int]:
     if match := re.fullmatch(r"(\d+)-(\d+)", spec):
         return list(range(int(match[1]), int(match[2]) + 1))
     which, _, amount = spec.partition(" ")
-    return f"{which} {Fraction(amount)}"
+    share = Fraction(amount)
+    return f"{which} {share.numerator}" + (f"/{share.denominator}" if "/" in amount else "")  # 1 is one block, 1/1 all

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from whtnet.modules import first_input
 from whtnet.policy.report import Report
 
 MAX_STEPS = 30  # of L-BFGS, for each layer
@@ -58,12 +59,12 @@ class _Seen(Exception):  # noqa: N818, it ends a forward pass that need not go o
 def _activations(original: nn.Module, name: str, images: Iterable[Tensor]) -> Iterable[tuple[Tensor, Tensor]]:
     found: list[tuple[Tensor, Tensor]] = []
 
-    def note(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+    def note(module: nn.Module, args: tuple[Tensor, ...], keywords: dict[str, Tensor], output: Tensor) -> None:
         # An activation that follows in place would change what was seen here.
-        found.append((args[0].detach().clone(), output.detach().clone()))
+        found.append((first_input(args, keywords).detach().clone(), output.detach().clone()))
         raise _Seen
 
-    handle = original.get_submodule(name).register_forward_hook(note)
+    handle = original.get_submodule(name).register_forward_hook(note, with_kwargs=True)
     try:
         for batch in images:
             try:
