@@ -1,5 +1,6 @@
 """The rule of labels, for folders and tars alike, and what tells one data set from another."""
 
+import gzip
 import io
 import os
 import subprocess
@@ -194,18 +195,36 @@ def test_odd_tars(tmp_path):
     with list_images(twice).open(0) as file:  # unpacked, the later one would be there
         assert Image.open(file).getpixel((0, 0)) == (9, 9, 9)
     with tarfile.open(tmp_path / "linked.tar", "w") as tar:
-        for name, link in (("cat/1.png", ""), ("cat/2.png", "cat/1.png"), ("cat/3.png", "gone.png")):
+        links = {"./cat/1.png": "", "cat/2.png": "cat/1.png", "dog/1.png": "./cat/2.png", "cat/3.png": "gone.png"}
+        for name, link in links.items():
             info = tarfile.TarInfo(name)
             info.type, info.linkname = (tarfile.LNKTYPE, link) if link else (tarfile.REGTYPE, "")
             info.size = 0 if link else len(PNG)
             tar.addfile(info, io.BytesIO(PNG))
     linked = list_images(tmp_path / "linked.tar")
-    assert ([entry.name for entry in linked.entries], linked.open(1).read()) == (["cat/1.png", "cat/2.png"], PNG)
+    assert [entry.name for entry in linked.entries] == ["cat/1.png", "cat/2.png", "dog/1.png"]
+    assert linked.open(1).read() == linked.open(2).read() == PNG
     assert linked.skipped == {"broken links and special files": 1}
     for name, content in {"cut.tar": twice.read_bytes()[:700], "text.tar": b"no tar" * 200}.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DatasetError, match=rf"{name} can't be read as a tar"):
             list_images(tmp_path / name)
+
+
+def test_a_tar_that_is_cut_or_damaged_between_its_files_is_refused(tmp_path):
+    whole = write(tmp_path / "whole", ["cat/1.png", "cat/2.png", "dog/3.png"], "tar").read_bytes()
+    second = 512 + -(-len(PNG) // 512) * 512  # where the second file's header begins
+    damaged = whole[:second] + b"\xff" + whole[second + 1 :]
+    zipped = write(tmp_path / "zipped", {"cat.tar": gzip.compress(whole), "dog/1.png": PNG}, "tar").read_bytes()
+    faults = {"cut": whole[:second], "in_a_header": whole[: second + 200], "damaged": damaged, "zipped": zipped}
+    for name, content in faults.items():
+        path = tmp_path / f"{name}.tar"
+        path.write_bytes(content)
+        files, which = (0, "cat") if name == "zipped" else (1, "it")
+        with pytest.raises(
+            DatasetError, match=rf"{name}\.tar .*: {which} is cut off, damaged or .* after {files} files"
+        ):
+            list_images(path)
 
 
 def test_depths_that_cannot_be(tmp_path):

@@ -1,6 +1,7 @@
 """Every kind of image file has the right pixels, or an error with its name; the same in training and prediction."""
 
 import io
+import struct
 import zlib
 
 import numpy as np
@@ -47,6 +48,25 @@ def test_32_bit_integers_are_taken_for_16_bits_or_refused():
 def test_big_endian_16_bits():
     image = Image.frombytes("I;16B", (3, 1), np.array([0, 257, 65535], dtype=">u2").tobytes())
     assert pixels(image, "TIFF") == grey(0, 1, 255)
+
+
+@pytest.mark.parametrize(
+    ("bits", "white_is", "data", "expected"),
+    [
+        (16, 0, (0).to_bytes(2, "little") + (65535).to_bytes(2, "little"), (255, 0)),
+        (12, 1, bytes([0xFF, 0xF8, 0x08]), (255, 128)),
+    ],
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_tiffs_of_12_bits_and_those_whose_zero_is_white(bits, white_is, data, expected, turned):
+    entries = {256: 2, 257: 1, 258: bits, 259: 1, 262: white_is, 273: 8, 274: 1 + turned, 277: 1, 278: 1}
+    entries[279] = len(data)
+    fields = b"".join(struct.pack("<HHII", tag, 4 if tag == 273 else 3, 1, value) for tag, value in entries.items())
+    start = 8 + len(data) + len(data) % 2
+    head = struct.pack("<2sHI", b"II", 42, start) + data.ljust(start - 8, b"\0")
+    tiff = head + struct.pack("<H", len(entries)) + fields + bytes(4)
+    values = np.asarray(open_rgb(io.BytesIO(tiff), "it")).tolist()
+    assert values == grey(*(expected[::-1] if turned else expected))
 
 
 def test_floating_point_is_refused():

@@ -249,10 +249,11 @@ def _walk_tar(file: BinaryIO, below: str = "") -> Iterator[_Found]:
     written: dict[str, tarfile.TarInfo] = {}
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
-            name = below + posixpath.normpath(member.name).lstrip("/")
+            inner = _normal(member.name)
+            name = below + inner
             if member.islnk():  # a second name of content that the tar holds once
-                member = written.get(member.linkname, member)
-            written[member.name] = member
+                member = written.get(_normal(member.linkname), member)
+            written[inner] = member
             if member.isdir():
                 if member.name.strip("./"):
                     yield f"{name}/", 0, 0
@@ -263,3 +264,13 @@ def _walk_tar(file: BinaryIO, below: str = "") -> Iterator[_Found]:
                 yield from _walk_tar(file, name.removesuffix(".tar") + "/")
             else:
                 yield name, member.offset_data, member.size
+    file.seek(tar.offset)
+    end = file.read(tarfile.BLOCKSIZE)
+    if len(end) < tarfile.BLOCKSIZE or any(end):  # tarfile takes anything but a member for the end
+        raise tarfile.ReadError(
+            f"{below.rstrip('/') or 'it'} is cut off, damaged or compressed after {len(written)} files"
+        )
+
+
+def _normal(name: str) -> str:
+    return posixpath.normpath(name).lstrip("/")

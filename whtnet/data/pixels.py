@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from whtnet.data.errors import DatasetError
 
@@ -45,26 +45,31 @@ def open_rgb(file: str | Path | BinaryIO, name: str = "") -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Turn an image as EXIF says, and bring any kind of pixel to RGB of 8 bits.
 
-    16-bit grey is scaled (65535 is white), not clipped. What is transparent lies on white, as in most viewers. CMYK is
-    converted by Pillow's rule, without a colour profile; it knows that JPEG files of that kind are inverted.
+    16-bit grey is scaled (65535 is white, 4095 in a TIFF of 12 bits), not clipped. What is transparent lies on white,
+    as in most viewers. CMYK is converted by Pillow's rule, without a colour profile; it knows that JPEG files of that
+    kind are inverted.
 
     Raises:
         ValueError: for floating-point pixels and integers outside 0..65535, whose white is unknown.
     """
+    tags = getattr(image, "tag_v2", {})  # of a TIFF; the image turned upright has none
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers of unknown range; save it with 8 or 16 bits")
     if image.mode.startswith("I"):
-        return _from_16_bits(image)
+        white = 4095 if tags.get(ExifTags.Base.BitsPerSample) == (12,) else 65535
+        return _from_16_bits(image, white, inverted=tags.get(ExifTags.Base.PhotometricInterpretation) == 0)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
 
 
-def _from_16_bits(image: Image.Image) -> Image.Image:
+def _from_16_bits(image: Image.Image, white: int, inverted: bool) -> Image.Image:
     values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
+    if values.min() < 0 or values.max() > white:
         raise ValueError(f"its pixels go from {values.min()} to {values.max()}; save it with 8 or 16 bits")
-    values[values == image.info.get("transparency", -1)] = 65535  # the grey that stands for transparent
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+    if inverted:  # 0 is white, which Pillow heeds in images of 8 bits alone
+        values = white - values
+    values[values == image.info.get("transparency", -1)] = white  # the grey that stands for transparent
+    return Image.fromarray(((255 * values + white // 2) // white).astype(np.uint8)).convert("RGB")
