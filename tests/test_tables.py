@@ -8,6 +8,7 @@ import pytest
 from shipped import EXPERIMENTS, ROOT, SHIPPED, compose_config
 
 from whtnet.backbones import build_backbone, without_weights
+from whtnet.commands.measuring import MEASURE
 from whtnet.errors import UserError
 from whtnet.policy import Policy, apply_policy_
 from whtnet.records import put_record, write_json
@@ -34,6 +35,7 @@ from whtnet.tables import (
     update_page,
     write_tables,
 )
+from whtnet.tables.spec import KINDS
 from whtnet.tables.training import pareto_front
 
 ENVIRONMENT = {
@@ -409,7 +411,7 @@ def test_figures_of_a_training_table(tmp_path):
         assert all(path.stat().st_size > 5000 for path in paths)
 
 
-@pytest.mark.parametrize("kind", ["training", "speed", "parameters", "coverage"])
+@pytest.mark.parametrize("kind", sorted({*KINDS} - {"study", "verdicts"}))
 def test_tables_that_were_not_made_name_their_command(tmp_path, kind):
     spec = write_spec(tmp_path, f"title: Mine\nkind: {kind}\nrows: []")
     with pytest.raises(TableError, match=r"make reproduce-table TABLE=mine"):
@@ -454,6 +456,10 @@ def test_readme_marks(tmp_path):
 def test_malformed_specifications(tmp_path, text, words):
     with pytest.raises(TableError, match=words):
         write_spec(tmp_path, text)
+
+
+def test_every_kind_is_measured():
+    assert set(MEASURE) == set(KINDS)
 
 
 def test_unknown_tables_list_the_known_ones():

@@ -49,7 +49,7 @@ class Choice:
     setting: str
     values: tuple[Any, Any]
 
-    def separates(self, found: "Differences") -> bool:
+    def separates(self, found: Differences) -> bool:
         """Whether what differs between two rows is this choice, and nothing else."""
         return found == {self.setting: {tuple(map(_text, self.values))}}
 
