@@ -68,7 +68,10 @@ def test_counts_agree_with_torchvision():
         ({"name": "resnet21"}, "unknown backbone 'resnet21'; did you mean .*resnet20"),
         ({"name": "resnet20", "num_classes": 0}, "num_classes=0 is no number of classes"),
         ({"name": "resnet20", "num_classes": "ten"}, "num_classes='ten' is no number of classes"),
-        ({"name": "resnet20", "depth": 20}, "unknown backbone settings depth; there are name, form"),
+        (
+            {"name": "resnet20", "depth": 20},
+            "no setting backbone.depth; there are backbone.form, backbone.name",
+        ),
     ],
 )
 def test_errors_list_the_choices(arguments, words):

@@ -722,8 +722,9 @@ def test_unknown_names_and_options_list_the_choices():
         ({"mean": [0.5]}, "mean"),
         ({"std": [0.5, 0.0, 0.5]}, "std"),
         ({"std": 0.5}, "std"),
-        ({"train_size": 0}, "the train split of synthetic is empty"),
-        ({"test_size": 0}, "the test split of synthetic is empty"),
+        *[({"mean": [value, 0, 0]}, "mean must be three numbers from 0 to 1") for value in (float("nan"), 125, "a")],
+        ({"train_size": -5}, "train_size must be at least 1, got -5"),
+        ({"test_size": 0}, "test_size must be at least 1, got 0"),
     ],
 )
 def test_wrong_values_name_the_culprit(options, culprit):

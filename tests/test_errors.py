@@ -2,7 +2,7 @@
 
 import pytest
 
-from whtnet.errors import did_you_mean
+from whtnet.errors import UserError, did_you_mean, limits_told
 
 
 @pytest.mark.parametrize(
@@ -25,3 +25,26 @@ def test_what_was_meant(word, known, answer):
 def test_a_prefix_stands_before_each_name():
     assert did_you_mean("epoch", ["epochs", "lr"], "trainer.") == "did you mean trainer.epochs?"
     assert did_you_mean("zzz", ["epochs", "lr"], "trainer.") == "there are trainer.epochs, trainer.lr"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            RuntimeError("can't allocate memory: you tried to allocate 99 bytes. Error"),
+            " for 99 bytes",
+        ),
+        (RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has …"), " for 20.00 GiB"),
+        (MemoryError(), ""),
+    ],
+)
+def test_memory_that_is_not_there(error, words):
+    with pytest.raises(UserError, match=f"^not enough memory{words}.*; take smaller batches"), limits_told():
+        raise error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("another"), FileNotFoundError(2, "no", "file"), UserError("known")])
+def test_other_errors_stay(error):
+    with pytest.raises(type(error)) as raised, limits_told():
+        raise error
+    assert raised.value is error

@@ -250,6 +250,11 @@ def test_a_record_that_can_not_be_replayed_says_why():
     [
         *[({"seed": seed}, f"seed={seed!r}.*a whole number from 0") for seed in (-1, 1.5, "one", None, True)],
         ({"trainer": {"epocs": 1}}, r"did you mean trainer\.epochs"),
+        ({"trainer": {"weight_decay": 1e300}}, r"trainer.weight_decay: no 32-bit float.* holds 1e\+300"),
+        ({"trainer": {"cutmix": 1e-320}}, "trainer.cutmix: .* holds 1e-320"),
+        ({"trainer": {"opt_options": {"eps": [2**70]}}}, f"trainer.opt_options: .* holds {2**70}"),
+        ({"trainer": {"workers": 5000}}, "trainer.workers must be less than or equal to 1024"),
+        ({"trainer": {"nesterov": True, "momentum": 0}}, "trainer.nesterov=true needs a momentum"),
         ({"finetune": {"stages": 4}}, r"finetune.stages=4 need as many epochs, trainer.epochs is 3"),
         ({"finetune": {"init": "fit"}}, r"init=fit has nothing to fit to.*finetune\.start=MODEL"),
         ({"trainer": {"patience": 2}}, r"trainer.patience needs .* dataset\.holdout"),

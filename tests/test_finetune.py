@@ -79,6 +79,22 @@ def test_stages_replace_from_the_last_third_forwards(baseline, tmp_path):
     assert epochs == [2, 3]
 
 
+def test_what_is_told_counts_the_epochs_of_all_stages(baseline, tmp_path):
+    e, told = experiment(trainer={"epochs": 5}, start=str(baseline), stages=2), []
+    options = {"sink": NullSink(), "root": tmp_path, "on_notice": told.append}
+    for last in (3, 4):
+
+        def stop(metrics, last=last):
+            if metrics["epoch"] == last:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            run(e, on_epoch=stop, **options)
+    run(e, on_progress=lambda _, status: told.append(status.partition(", test")[0]), **options)
+    assert "stage 2 of 2: resumed at epoch 4 of 5" in told
+    assert told[-1] == "stage 2 of 2, epoch 5/5"
+
+
 def test_a_stage_goes_on_from_the_one_before(baseline, tmp_path):
     """With a rate that changes nothing, the layers of the first stage are in the last network."""
     still = {"epochs": 2, "lr": 1e-12, "momentum": 0.0}
@@ -136,6 +152,7 @@ def test_a_student_comes_to_answer_as_its_teacher(baseline, tmp_path):
         ({"stages": 0}, "finetune.stages must be greater than 0, got 0"),
         ({"stages": 1.5}, "finetune.stages must be a whole number, got 1.5"),
         ({"stages": 4}, "as many epochs"),
+        ({"stages": 3, "policy": "gap"}, "policy 'gap' replaces 1 sites; give fewer stages"),
         ({"distill": 0.5}, "finetune.start"),
         ({"distill": 1.5}, "finetune.distill must be less than or equal to 1, got 1.5"),
         ({"temperature": 0}, "finetune.temperature must be greater than 0, got 0"),
@@ -200,6 +217,11 @@ def test_a_finished_run_is_given_more_epochs(replaced, tmp_path):
         ("conv3x3", {"stages": 2}, "has all its layers replaced; leave out finetune.stages and finetune.init"),
         ("conv3x3", {"init": "fit"}, "has all its layers replaced; leave out finetune.stages and finetune.init"),
         ("conv3x3", {"changes": {"backbone": {"name": "resnet32"}}}, "do not fit this network"),
+        (
+            "conv3x3",
+            {"changes": {"dataset": SETTINGS["dataset"] | {"size": 32}}},
+            "for images of 16×16, .* images of 32×32",
+        ),
     ],
 )
 def test_a_start_with_layers_that_do_not_go_on(replaced, tmp_path, policy, settings, words):
@@ -247,4 +269,4 @@ def test_epochs_are_shared_out_over_the_stages(tmp_path):
     calls["on_network"](1, "network")
     calls["on_epoch"]({"epoch": 1})
     calls["on_progress"](0.5, "words")
-    assert told == ["stage 2: resumed", 2.5, (3, "network"), 3, (3 / 7, "words")]
+    assert told == ["stage 2 of 3: resumed", 2.5, (3, "network"), 3, (3 / 7, "stage 2 of 3, words")]

@@ -129,12 +129,31 @@ def test_jobs_of_a_sweep_go_on_after_one_that_fails(tmp_path):
     assert rows["seed=2"].startswith("test top-1 ")
 
 
+def test_a_sweep_without_jobs_is_none(tmp_path):
+    done = run("train.py", "-m", *SMALL, "seed=range(3,1)", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: the sweep has no jobs: a range or a list of it is empty\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_policy_may_be_a_file_of_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("rules: [{match: conv1x1, replace: BWHT1d}]")
+    for name in ("mine", "mine.yaml", "./mine.yaml", f"{tmp_path}/mine.yaml"):
+        policy = compose_config([f"policy={name}", "+policy.options.threshold=soft"])["policy"]
+        assert (policy["name"], len(policy["rules"]), policy["options"]) == ("mine", 1, {"threshold": "soft"})
+    Path("mine.yaml").write_text("rules: [")
+    with pytest.raises(UserError, match=r"mine\.yaml: not valid YAML"):
+        compose_config(["policy=mine"])
+
+
 def test_a_sweep_without_failures_ends_well_and_reports_once(tmp_path):
     done = run("train.py", "-m", *SMALL, "trainer.dry_run=true", "policy=none,conv3x3", "seed=1,2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("│ done") == 4
     assert done.stdout.count(" sites replaced") == 2  # a policy's report, not a job's
     assert done.stdout.count("synthetic: 4 classes") == 4
+    assert list(tmp_path.iterdir()) == []  # a dry run writes nothing
 
 
 @pytest.mark.parametrize(
@@ -146,6 +165,11 @@ def test_a_sweep_without_failures_ends_well_and_reports_once(tmp_path):
         (["num_classes=0"], "num_classes=0 is no number of classes; give a whole number from 1"),
         (["backbone=timm/resnet5o"], "timm has no classifier 'resnet5o'; did you mean resnet50"),
         (["policy=zzzzz"], "no policy 'zzzzz'; there are conv1x1, "),
+        (["num_classes=true"], "num_classes=True is no number of classes; "),
+        (["+backbone.pretraind=true"], "there is no setting backbone.pretraind; did you mean backbone.pretrained?"),
+        (["trainer.epochs=3"], "no setting 'trainer.epochs'; there are backbone, "),
+        (["~policy"], "policy was taken away on the command line"),
+        (["trust=3"], "trust=3: 3 is no name of a package; "),
     ],
 )
 def test_what_cannot_be_counted_is_told_in_a_line(capsys, monkeypatch, overrides, answer):

@@ -376,6 +376,33 @@ def test_included_rules_follow_with_their_options_unless_the_policy_says_otherwi
         Policy.from_dict({"include": ["paper"]})
 
 
+RULE = "match: conv3x3, replace: FWHT2d"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"name: J\xfcrgen", "mine.yaml: not valid YAML"),
+        (b"rules:\n\t- {}", r"mine.yaml: not valid YAML.*'\\t'.*line 2"),
+        (f"rules: [{{{RULE}, match: conv1x1}}]".encode(), "the key 'match' stands there twice .*line 1"),
+        (b"include: [3]", "3 is no name of a policy; give one of "),
+        (b"architectures: {cifarresnet: {}}", "{} is no name of a policy"),
+        (b"rules: [{match: conv3x3, replace: [FWHT2d]}]", "rule 1: needs a word for 'replace'"),
+        (f"rules: [{{{RULE}, where: blocks}}]".encode(), "where: expected a mapping, got 'blocks'"),
+        (f"rules: [{{{RULE}, where: {{blocks: 1-99999999999}}}}]".encode(), r"no blocks \[99999999999\]; give numbers"),
+        (f"rules: [{{{RULE}, where: {{blocks: [0]}}}}]".encode(), r"no blocks \[0\]; give numbers from 1 to 10000"),
+        (b"name: [a, b]\nrules: []", r"policy.name=\['a', 'b'\] can't name"),
+        (b'name: "a\\0b"\nrules: []', r"policy.name='a\\x00b' can't name"),
+    ],
+)
+def test_files_that_are_no_policy_say_where(tmp_path, text, words):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(text)
+    with pytest.raises(PolicyError, match=words) as error:
+        load_policy(path).for_model(build_backbone("resnet20"))
+    assert "\n" not in str(error.value)
+
+
 def test_a_policy_that_includes_itself_is_named(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump({"include": [str(path)]}))

@@ -11,7 +11,7 @@ from whtnet.backbones import build_backbone, without_weights
 from whtnet.commands.measuring import MEASURE
 from whtnet.errors import UserError
 from whtnet.policy import Policy, apply_policy_
-from whtnet.records import put_record, write_json
+from whtnet.records import RecordError, put_record, write_json
 from whtnet.tables import (
     Column,
     Identities,
@@ -418,6 +418,14 @@ def test_tables_that_were_not_made_name_their_command(tmp_path, kind):
         stored_tables(spec, results_of(tmp_path))
 
 
+def test_a_damaged_file_of_measurements_is_named(tmp_path):
+    spec = write_spec(tmp_path, "title: Mine\nkind: speed\nrows: []")
+    for content in ("{", "[]", "\xff"):
+        (tmp_path / "mine.json").write_text(content, encoding="latin1")
+        with pytest.raises(RecordError, match=r"mine\.json can't be read .*; repair or delete it"):
+            stored_tables(spec, results_of(tmp_path))
+
+
 def test_readme_marks(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- table: t -->\nold\n<!-- end -->\nafter <!-- end -->\n")
@@ -451,6 +459,11 @@ def test_readme_marks(tmp_path):
         ("title: x\nkind: training\nrows: [{id: a}, {id: a}]", "id of its own"),
         ("title: x\nkind: training\nrows: []\ncolour: red", "colour"),
         ("title: [", "no specification"),
+        ("title: x\ntitle: y\nkind: training\nrows: []", "'title' stands there twice"),
+        ("[]", "no specification"),
+        ("title: x\nkind: training\nrows: 3", "no specification"),
+        ("title: x\nkind: training\nrows: [3]", "every row needs an id"),
+        ("title: x\nkind: training", "no specification"),
     ],
 )
 def test_malformed_specifications(tmp_path, text, words):

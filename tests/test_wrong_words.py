@@ -43,6 +43,17 @@ def model(tmp_path):
     return "model"
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("config.json", "{"), ("config.json", "[]"), ("config.json", "{}"), ("model.safetensors", "garbage")],
+)
+def test_a_saved_model_that_is_damaged(type_in, model, tmp_path, file, content):
+    (tmp_path / model / file).write_text(content)
+    status, line = type_in("evaluate", model)
+    assert status == 1
+    assert "error: model holds a damaged model, save it again: it can't be read (" in line
+
+
 def images(folder):
     folder.mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(folder / "0.png")
@@ -72,6 +83,7 @@ def test_places_that_cannot_be_written_are_told_at_once(type_in, tmp_path):
         assert status == 2
         assert "cannot write " in line
     assert "'.' is a folder; give the name of a file" in type_in("report", "--output", ".")[1]
+    assert "file: " in type_in("train", "-m", "hydra.sweep.dir=file", "seed=1,2")[1]
     for words in (["export", "m", "--output", "a" * 300], ["report", "--output", "a" * 300], ["evaluate", "a" * 300]):
         assert "File name too long" in type_in(*words)[1]
 
@@ -125,9 +137,9 @@ def test_a_config_that_there_is_not():
         compose_config([], "conf")
 
 
-@pytest.mark.parametrize("word", ["--multrun", "--cfg=foo", "-x"])
-def test_options_of_hydra(type_in, word):
-    status, line = type_in("train", word)
+@pytest.mark.parametrize("words", ["--multrun", "--cfg=foo", "-x", "--resolve", "--run --multirun"])
+def test_options_of_hydra(type_in, words):
+    status, line = type_in("train", *words.split())
     assert status == 2
     assert line.startswith("error: ")
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from PIL import Image
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -151,12 +150,12 @@ class Classifier(
                 return cls.from_pretrained(str(source))
         except UserError:
             raise
-        except (HFValidationError, HfHubHTTPError, OSError, ValueError, TypeError, RuntimeError) as error:
+        except Exception as error:  # the hub's, or whatever damaged files lead to
             reason = " ".join(str(error).split())
-            raise CheckpointError(
-                f"{source} is no trained model: no folder of a run, checkpoint or saved model lies there, and "
-                f"as a name on the hub it can't be read ({reason})"
-            ) from error
+            what = "is no trained model: no run, checkpoint or saved model lies there, and as a name on the hub"
+            if path.is_dir():
+                what = "holds a damaged model, save it again:"
+            raise CheckpointError(f"{source} {what} it can't be read ({reason})") from error
 
     @classmethod
     def _from_checkpoint(cls, file: Path) -> "Classifier":

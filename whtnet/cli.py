@@ -18,13 +18,13 @@ from whtnet.console import (
     print_record,
     print_report,
 )
-from whtnet.errors import JobFailedError, UserError, did_you_mean, told_by_path
+from whtnet.errors import JobFailedError, UserError, limits_told
 from whtnet.experiment import Experiment
 from whtnet.kernels import get_backend
 from whtnet.policy import Report
 from whtnet.preemption import PreemptedError
 from whtnet.runs import dry_run, run
-from whtnet.settings import ConfigError
+from whtnet.settings import ConfigError, check_names
 from whtnet.tracking import make_sink
 
 
@@ -71,7 +71,7 @@ _SETTINGS = (
 _print_new_report = functools.cache(print_report)  # jobs of a sweep may have the same
 
 
-@told_by_path()
+@limits_told()
 def _train(c: dict[str, Any], on_report: Callable[[Report], None] = print_report) -> float | None:
     _check_names(c)
     get_backend()  # a bad WHTNET_BACKEND is told before anything that takes long
@@ -101,10 +101,7 @@ def _train(c: dict[str, Any], on_report: Callable[[Report], None] = print_report
 
 
 def _check_names(c: dict[str, Any]) -> None:
-    if missing := [name for name in _SETTINGS if name not in c]:
-        raise ConfigError(f"{missing[0]} was taken away on the command line, but no run can do without it")
-    if unknown := [name for name in c if name not in _SETTINGS]:
-        raise ConfigError(f"no setting {unknown[0]!r}; {did_you_mean(unknown[0], _SETTINGS)}")
+    check_names(c, _SETTINGS)
     if not isinstance(c["group"], str | int | None):
         raise ConfigError(f"group={c['group']!r} is no word")
 

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from whtnet import distributed
-from whtnet.errors import UserError, told_by_path
+from whtnet.errors import UserError, limits_told
 from whtnet.policy import Report, SiteFit
 from whtnet.preemption import EXIT_STATUS, PreemptedError, hand_on
 from whtnet.streams import guarded_streams
@@ -222,7 +222,7 @@ def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(main)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            with guarded_streams(), warnings.catch_warnings(), told_by_path():
+            with guarded_streams(), warnings.catch_warnings(), limits_told():
                 warnings.showwarning = _show_warning
                 return main(*args, **kwargs)
         except PreemptedError as error:

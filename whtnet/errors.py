@@ -3,10 +3,13 @@
 import contextlib
 import difflib
 import errno
+import re
 from collections.abc import Iterable, Iterator
 
 _SHOWN = 12
 _OF_THE_MACHINE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOSPC, errno.EIO}
+_OF_THE_MACHINE |= {errno.ENOTDIR, errno.EEXIST}  # a file where a folder should be
+_NO_MEMORY = re.compile(r"out of memory|can't allocate memory|[Ss]torage size calculation overflowed")
 
 
 class UserError(Exception):
@@ -18,18 +21,26 @@ class JobFailedError(Exception):
 
 
 @contextlib.contextmanager
-def told_by_path() -> Iterator[None]:
-    """Turn what the machine refuses (rights, a name too long, a full disk) into an error that names the path.
+def limits_told() -> Iterator[None]:
+    """Turn what the machine refuses (memory, rights, a name too long, a full disk) into an error that says so.
 
     Raises:
-        UserError: in place of such an :class:`OSError`.
+        UserError: in place of such an :class:`OSError`, naming the path, or of what PyTorch raises without memory.
     """
     try:
         yield
+    except UserError:
+        raise
     except OSError as error:
-        if isinstance(error, UserError) or error.filename is None or error.errno not in _OF_THE_MACHINE:
+        if error.filename is None or error.errno not in _OF_THE_MACHINE:
             raise
         raise UserError(f"{error.filename}: {error.strerror}; give another path, or mend that") from error
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not _NO_MEMORY.search(str(error)):
+            raise
+        asked = re.search(r"allocate (\d[\d.]* \w+)", str(error))
+        wanted = f" for {asked[1]} at once" if asked else ""
+        raise UserError(f"not enough memory{wanted}; take smaller batches or images, or a smaller network") from error
 
 
 def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:

@@ -44,7 +44,10 @@ def trust_typed(overrides: Iterable[str]) -> None:
     for override in overrides:
         key, _, value = override.partition("=")
         if key.lstrip("+") == "trust":
-            trust(re.findall(r"[\w.:]+", value))
+            names = re.findall(r"[\w.:]+", value)
+            if odd := [name for name in names if not re.match("[A-Za-z_]", name)]:
+                raise ExtensionError(f"trust={value}: {odd[0]} is no name of a package; write trust=[my_package]")
+            trust(names)
         else:
             trust(re.findall(rf"(?<![\w.:]){_NAME}(?![\w.:])", value))
 

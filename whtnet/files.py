@@ -10,7 +10,9 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+import yaml
 
 from whtnet.errors import UserError
 
@@ -21,7 +23,7 @@ else:
 
 
 class FileError(UserError, OSError):
-    """A file that cannot be written."""
+    """A file that cannot be written or read."""
 
 
 class BusyError(UserError, RuntimeError):
@@ -66,6 +68,30 @@ def atomic_write(path: str | Path, data: bytes | memoryview | str, mode: int = 0
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise _cannot_write(path, error) from error
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds.
+
+    Raises:
+        FileError: naming the file, if it is no YAML, or has a key twice, of which YAML would take the last.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            return yaml.load(file, _UniqueKeys)
+    except (yaml.YAMLError, ValueError) as error:  # an undecodable byte is a ValueError
+        raise FileError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                problem = f"the key {key.value!r} stands there twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def check_writable(folder: Path) -> None:

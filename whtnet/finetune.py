@@ -118,9 +118,11 @@ def load_start_(
     try:
         begun.load_state_dict(weights)
     except RuntimeError as error:
+        height, width = start.input_size[1:]
         raise ConfigError(
-            f"{origin} is {start.backbone['name']}, whose weights do not fit this network; give backbone and its "
-            "settings as they were there"
+            f"{origin} is {start.backbone['name']} for images of {height}×{width}, whose weights do not fit this "
+            f"network, for images of {input_size[1]}×{input_size[2]}; give backbone, its settings and the size of the "
+            "images as they were there"
         ) from error
     return begun
 
@@ -209,6 +211,8 @@ def fit_in_stages(
             loaders,
             dataclasses.replace(config, epochs=stage.epochs),
             checkpoint=stage.checkpoint,
+            epochs_before=stage.first,
+            epochs_in_all=config.epochs,
             extra={**extra, "classifier": {**extra["classifier"], "share": stage.share}},
             **stage.callbacks(on_notice, on_step, on_network, on_epoch, on_progress, config.epochs),
             **options,
@@ -226,17 +230,22 @@ class Stage:
 
     Attributes:
         number: from 1.
-        share: of the policy's sites that are replaced in it.
+        count: of them all.
         first: epochs of the run before it.
         epochs: its own.
         checkpoint: its file, or None.
     """
 
     number: int
-    share: float
+    count: int
     first: int
     epochs: int
     checkpoint: Path | None
+
+    @property
+    def share(self) -> float:
+        """Of the policy's sites, what is replaced in it."""
+        return self.number / self.count
 
     def callbacks(
         self,
@@ -257,12 +266,17 @@ class Stage:
                 "on_progress": on_progress,
             }
         return {
-            "on_notice": lambda text: on_notice(f"stage {self.number}: {text}"),
+            "on_notice": lambda text: on_notice(f"{self}: {text}"),
             "on_step": lambda metrics: on_step(self._shifted(metrics)),
             "on_network": lambda epoch, network: on_network(self.first + epoch, network),
             "on_epoch": lambda metrics: on_epoch(self._shifted(metrics)),
-            "on_progress": lambda fraction, status: on_progress((self.first + fraction * self.epochs) / total, status),
+            "on_progress": lambda fraction, status: on_progress(
+                (self.first + fraction * self.epochs) / total, f"{self}, {status}"
+            ),
         }
+
+    def __str__(self) -> str:
+        return f"stage {self.number} of {self.count}"
 
     def counted(self, result: FitResult) -> FitResult:
         """A result of this training with its epochs counted over the run."""
@@ -281,7 +295,7 @@ def stages_of(config: TrainConfig, finetune: FineTuneConfig, folder: Path | None
         place = folder and (folder if number == count else folder / f"stage-{number}")
         first = (number - 1) * each
         epochs = config.epochs - first if number == count else each
-        stages.append(Stage(number, number / count, first, epochs, place and place / CHECKPOINT))
+        stages.append(Stage(number, count, first, epochs, place and place / CHECKPOINT))
     return stages
 
 

@@ -67,12 +67,13 @@ def check_words(words: Iterable[str], configs: Path) -> None:
             raise UserError(f"{name}={value} is no choice; {did_you_mean(value, _choices(configs / name))}")
 
 
-def explain(error: Exception, configs: Path) -> str:
+def explain(error: Exception, configs: Path, config_name: str = "config") -> str:
     """One line about an error of Hydra or OmegaConf.
 
     Args:
         error: what composing raised.
         configs: folder of the config files.
+        config_name: the one that was to be composed.
     """
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, slash, choice = str(error.missing_cfg_file).partition("/")
@@ -84,10 +85,11 @@ def explain(error: Exception, configs: Path) -> str:
         return f"no {group} {choice!r}; {did_you_mean(choice, choices)}"
     if match := _KEY.match(str(error)):
         key = match[1]
-        if owners := _owners(key, configs):
-            group = key.partition(".")[0]
+        group = key.partition(".")[0]
+        groups = _groups(configs, config_name)
+        if owners := _owners(key, configs) if group in groups else []:
             return f"{key} is no setting of the {group} that is chosen; {', '.join(owners)} have it"
-        return f"no setting {key!r}; {did_you_mean(key, _keys(configs))}"
+        return f"no setting {key!r}; {did_you_mean(key, _keys(configs, config_name, groups))}"
     if match := _SEVERAL.match(str(error)):
         word = match[1].removeprefix("++")
         one = shlex.quote(_quoted(word))
@@ -134,11 +136,19 @@ def _choices(folder: Path) -> list[str]:
     return [path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")]
 
 
-def _keys(configs: Path) -> Iterator[str]:
-    for path in configs.rglob("*.yaml"):
-        group = path.relative_to(configs).parts[:-1]
-        yield from group[:1]
-        yield from _flatten(OmegaConf.load(path), group[:1])
+def _groups(configs: Path, config_name: str) -> list[str]:
+    """Those that a config chooses from."""
+    defaults = OmegaConf.load(configs / f"{config_name}.yaml").get("defaults", [])
+    return [group for entry in defaults if isinstance(entry, DictConfig) for group in map(str, entry)]
+
+
+def _keys(configs: Path, config_name: str, groups: Iterable[str]) -> Iterator[str]:
+    own = OmegaConf.load(configs / f"{config_name}.yaml")
+    yield from _flatten(OmegaConf.masked_copy(own, [key for key in own if key not in ("defaults", "hydra")]), ())
+    for group in groups:
+        yield group
+        for path in (configs / group).rglob("*.yaml"):
+            yield from _flatten(OmegaConf.load(path), (group,))
 
 
 def _flatten(config: object, above: tuple[str, ...]) -> Iterator[str]:

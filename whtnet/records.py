@@ -82,7 +82,7 @@ def read_record(path: Path) -> dict[str, Any]:
     Raises:
         RecordError: naming the file, if it is damaged or of another format.
     """
-    record = _read(path, dict)
+    record = read_json(path)
     if (found := record.get("format", 1)) != FORMAT:
         raise RecordError(
             f"{path} is a record of format {found}, and this version of whtnet reads format {FORMAT}; "
@@ -130,7 +130,7 @@ def read_layers(folder: str | Path, record: Mapping[str, Any]) -> list[dict[str,
 def layers_beside(path: Path) -> list[dict[str, Any]]:
     """Likewise, of the record in the file ``path``."""
     beside = _layers_file(path)
-    return _read(beside, list) if beside.exists() else []
+    return read_json(beside, list) if beside.exists() else []
 
 
 def remove_record(path: Path) -> None:
@@ -162,12 +162,17 @@ def _read_labelled(path: Path) -> dict[str, Any]:
     return record
 
 
-def _read(path: Path, kind: type) -> Any:
+def read_json(path: Path, kind: type = dict) -> Any:
+    """Read what :func:`write_json` wrote.
+
+    Raises:
+        RecordError: naming the file, if it is damaged, or holds no ``kind``.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, kind):
             raise ValueError(f"not {'an object' if kind is dict else 'a list'}")
-    except (OSError, ValueError) as error:  # an undecodable byte is a ValueError too
+    except (OSError, ValueError, RecursionError) as error:  # an undecodable byte is a ValueError too
         raise RecordError(f"{path} can't be read as a record ({error}); repair or delete it") from error
     return content
 

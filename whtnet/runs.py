@@ -170,7 +170,7 @@ def resolve_device(name: str) -> torch.device:
         if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)
     except (RuntimeError, AssertionError, ImportError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].partition(". ")[0]
         raise ConfigError(
             f"device={name!r} can't be used here: {reason}; try device=auto, and no more processes than GPUs"
         ) from error
@@ -244,6 +244,9 @@ def _prepare(experiment: Experiment, device: torch.device) -> _Parts:
     original = build_backbone(**experiment.backbone.to_dict(), num_classes=dataset.num_classes)
     begun = load_start_(original, experiment.finetune, experiment.policy, dataset.input_size, dataset.classes)
     report = apply_policy_(copy.deepcopy(original).to("meta"), experiment.policy, dataset.input_size)
+    if (stages := experiment.finetune.stages) > max(1, len(report.replacements)):
+        sites = f"policy {report.policy!r} replaces {len(report.replacements)} sites"
+        raise ConfigError(f"finetune.stages={stages} replace a part of the sites each, and {sites}; give fewer stages")
     loaders = dataset.loaders(
         batch_size=config.batch_size,
         eval_batch_size=config.eval_batch_size,

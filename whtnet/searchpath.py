@@ -2,17 +2,20 @@
 
 ``backbone=timm/regnetx_002`` and ``backbone=torchvision/vgg11_bn`` need no file, and neither do
 ``backbone=my_package.models:net`` and ``dataset=my_package.data:photos`` of one's own (:mod:`whtnet.extensions`); the
-command lines call :func:`register_backbones` before they compose. A policy that has no file includes itself by name, so
-that the package says which there are, or what it is called now.
+command lines call :func:`register_backbones` before they compose. ``policy=mine.yaml`` is a file of the working folder;
+a policy that has no file includes itself by name, so that the package says which there are, or what it is called now.
 """
 
 import re
+from pathlib import Path
 from typing import Any
 
 from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
 from omegaconf import OmegaConf
+
+from whtnet.files import read_yaml
 
 LIBRARIES = ("torchvision", "timm")  # whtnet.backbones.SOURCES, without the wait for PyTorch
 
@@ -63,7 +66,11 @@ class BackboneSource(ConfigSource):
             settings = {"name": own[2], **_OWN_SETTINGS[own[1]]}
             return ConfigResult(self.provider, self.path, OmegaConf.create(settings), header={"package": None})
         if policy := _POLICY.fullmatch(config_path):
-            data: dict[str, Any] = {"name": policy[1], "include": [policy[1]], "fraction": None, "options": {}}
+            file = Path(f"{policy[1]}.yaml")
+            data: Any = {"name": policy[1], "include": [policy[1]], "fraction": None, "options": {}}
+            if file.is_file():
+                data = read_yaml(file)
+                data = {"name": file.stem, "options": {}, **data} if isinstance(data, dict) else data
             return ConfigResult(self.provider, self.path, OmegaConf.create(data), header={"package": "policy"})
         match = _PATH.fullmatch(config_path)
         if match is None:

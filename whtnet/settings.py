@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import inspect
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar, get_type_hints
 
@@ -42,6 +43,8 @@ def read_settings(cls: type[C], settings: Mapping[str, Any], group: str) -> C:
         ConfigError: for a setting that it lacks, naming it and the one that was probably meant.
     """
     known = [f"{group}.{field.name}" for field in dataclasses.fields(cls)]
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"{group} has settings, such as {known[0]}; it can't be {settings!r}")
     for name in settings:
         if f"{group}.{name}" not in known:
             raise ConfigError(unknown_setting(f"{group}.{name}", known))
@@ -60,6 +63,18 @@ def unknown_setting(name: str, known: Sequence[str]) -> str:
     group, _, word = name.rpartition(".")
     words = [other.rpartition(".")[2] for other in known]
     return f"there is no setting {name}; {did_you_mean(word, words, f'{group}.')}"
+
+
+def check_names(config: Mapping[str, Any], names: Sequence[str]) -> None:
+    """See whether a composed config has the settings that a command reads, and no others.
+
+    Raises:
+        ConfigError: naming the first that is missing or unknown.
+    """
+    if missing := [name for name in names if name not in config]:
+        raise ConfigError(f"{missing[0]} was taken away on the command line, but nothing can be done without it")
+    if unknown := [name for name in config if name not in names]:
+        raise ConfigError(f"no setting {unknown[0]!r}; {did_you_mean(unknown[0], names)}")
 
 
 def check_fields(config: Any, group: str) -> None:
@@ -84,10 +99,26 @@ def check_arguments(
 
 def _check(values: Mapping[str, Any], annotations: Mapping[str, Any], group: str, error: type[UserError]) -> None:
     for name in (name for name in values if name in annotations):
+        if (beyond := _beyond(values[name])) is not None:
+            raise error(f"{group}.{name}: no 32-bit float, or 64-bit whole number, holds {beyond!r}")
         try:
             _checker(annotations[name]).validate_python(values[name])
         except ValidationError as problem:
             raise error(f"{group}.{name} must be {_expected(problem)}, got {values[name]!r}") from None
+
+
+def _beyond(value: Any) -> int | float | None:
+    """A number in plain data that has no place in 64 bits, or as a float in float32; None if there is none."""
+    match value:
+        case int():
+            return None if -(2**63) <= value < 2**63 else value
+        case float():
+            return None if value == 0 or not math.isfinite(value) or 1.2e-38 <= abs(value) <= 3.4e38 else value
+        case list() | tuple():
+            return next((found for item in value if (found := _beyond(item)) is not None), None)
+        case Mapping():
+            return _beyond(list(value.values()))
+    return None
 
 
 @functools.lru_cache

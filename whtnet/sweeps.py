@@ -1,5 +1,6 @@
 """``train.py -m``: every job of a sweep runs, whatever becomes of the others; a table at the end. Needs no PyTorch."""
 
+import contextlib
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,8 +41,10 @@ class TableSweeper(_BasicSweeper):
         try:
             super().sweep(arguments)
         finally:
-            if not any(job.status == JobStatus.COMPLETED for _, job in jobs):
+            if not any(_is_trained(job) for _, job in jobs):
                 _remove_unused(Path(self.config.hydra.sweep.dir))
+        if not jobs:
+            raise SweepError("the sweep has no jobs: a range or a list of it is empty")
         failed = [job for _, job in jobs if job.status != JobStatus.COMPLETED]
         _show(jobs)
         if failed:
@@ -77,8 +80,13 @@ def _show(jobs: Sequence[tuple[Sequence[str], JobReturn]]) -> None:
     console.print(table)
 
 
+def _is_trained(job: JobReturn) -> bool:
+    """Whether there is a run of it; a dry run leaves none."""
+    return job.status == JobStatus.COMPLETED and job._return_value is not None  # the public property raises errors
+
+
 def _result(job: JobReturn) -> str:
-    value: Any = job._return_value  # the public property raises the error
+    value: Any = job._return_value
     if job.status == JobStatus.COMPLETED:
         return "done" if value is None else f"test top-1 {100 - value:.2f} %"
     if not isinstance(value, JobFailedError):
@@ -87,7 +95,8 @@ def _result(job: JobReturn) -> str:
 
 
 def _remove_unused(folder: Path) -> None:
-    (folder / "multirun.yaml").unlink(missing_ok=True)
+    with contextlib.suppress(NotADirectoryError):
+        (folder / "multirun.yaml").unlink(missing_ok=True)
     for empty in (folder, *folder.parents[:1]):
         if empty != Path() and empty.is_dir() and not any(empty.iterdir()):
             empty.rmdir()

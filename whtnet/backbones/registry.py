@@ -13,7 +13,7 @@ from whtnet.backbones.weights import load_weights_
 from whtnet.cost import meta_probe
 from whtnet.errors import did_you_mean
 from whtnet.extensions import call_extension, is_extension
-from whtnet.settings import check_arguments, defaults_of
+from whtnet.settings import check_arguments, defaults_of, unknown_setting
 
 SOURCES = ("torchvision", "timm")
 STEMS = ("imagenet", "cifar")
@@ -71,10 +71,10 @@ def build_backbone(
     if options and not is_extension(name):
         known = ["name", *defaults_of(build_backbone)]
         known.remove("num_classes")  # the data set's
-        raise BackboneError(f"unknown backbone settings {', '.join(sorted(options))}; there are {', '.join(known)}")
+        raise BackboneError(unknown_setting(f"backbone.{min(options)}", [f"backbone.{name}" for name in known]))
     given = {"name": name, "form": form, "source": source, "stem": stem, "pretrained": pretrained, "weights": weights}
     check_arguments(build_backbone, given, "backbone", BackboneError)
-    if not isinstance(num_classes, int) or num_classes < 1:
+    if not isinstance(num_classes, int) or isinstance(num_classes, bool) or not 1 <= num_classes < 2**31:
         raise BackboneError(f"num_classes={num_classes!r} is no number of classes; give a whole number from 1")
     if pretrained and weights:
         raise BackboneError(f"backbone.pretrained=true and backbone.weights={weights} exclude each other; give one")

@@ -1,12 +1,10 @@
 """State dicts in files: read, and compared with what a network wants."""
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -26,8 +24,10 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
             return load_file(file)
         found = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
-        raise BackboneError(f"{file} can't be read as weights: {str(error).partition(chr(10))[0]}") from error
+    except OSError as error:
+        raise BackboneError(f"{file} can't be read ({error.strerror or error}); give another file") from error
+    except Exception as error:  # torch raises many kinds for a damaged or foreign file, and says much
+        raise BackboneError(f"{file} can't be read as weights, it is damaged or none; give another file") from error
     for key in _WRAPPERS:
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]

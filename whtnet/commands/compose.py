@@ -38,7 +38,7 @@ def _compose(config_name: str | None, overrides: Sequence[str]) -> dict[str, Any
         with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
             return plain(compose(config_name, as_text(overrides)))
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(explain(error, ROOT / "configs")) from error
+        raise UserError(explain(error, ROOT / "configs", config_name or "config")) from error
 
 
 def backbone_settings(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from whtnet.console import console, exit_on_user_error, print_report, print_warn
 from whtnet.errors import UserError
 from whtnet.extensions import trust_typed
 from whtnet.policy import Policy, apply_policy_
+from whtnet.settings import check_names
 
 
 @exit_on_user_error
@@ -17,6 +18,7 @@ def main(arguments: argparse.Namespace) -> None:
     """Count and print."""
     trust_typed(arguments.overrides)
     config = compose_config(arguments.overrides, "count_params")
+    check_names(config, ("backbone", "policy", "num_classes", "input_size", "trust"))
     input_size = _input_size(config["input_size"])
     model = build_backbone(**config["backbone"], num_classes=config["num_classes"])
     report = apply_policy_(model, Policy.from_dict(config["policy"]), input_size)

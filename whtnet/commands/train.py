@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from whtnet.commands.arguments import usage_error
 from whtnet.commands.places import ROOT
-from whtnet.errors import JobFailedError, UserError
+from whtnet.errors import JobFailedError, UserError, limits_told
 from whtnet.extensions import trust_typed
 from whtnet.overrides import as_text, check_words, explain, plain
 from whtnet.searchpath import register_backbones
@@ -27,7 +27,6 @@ from whtnet.sweeps import register_sweeper, title_of_job
 @hydra.main(version_base="1.3", config_path=str(ROOT / "configs"), config_name="config")
 def _train(config: DictConfig) -> float | None:
     """Compose the config, run it, and return the test error in percent."""
-    trust_typed(HydraConfig.get().overrides.task)
     settings = _plain(config, title_of_job())
     from whtnet.cli import train  # here: --help and completion need not wait for PyTorch
 
@@ -36,6 +35,7 @@ def _train(config: DictConfig) -> float | None:
 
 def _plain(config: DictConfig, job: str | None) -> dict[str, Any]:
     try:
+        trust_typed(HydraConfig.get().overrides.task)
         return plain(config)
     except (UserError, OmegaConfBaseException) as error:
         message = explain(error, ROOT / "configs")
@@ -49,7 +49,11 @@ def _read_options() -> None:
     """Let what Hydra's options can't be end in a line; they are read again by Hydra itself."""
     parser = get_args_parser()
     vars(parser)["error"] = functools.partial(usage_error, parser)
-    parser.parse_args()
+    options = parser.parse_args()
+    if sum(map(bool, (options.run, options.multirun, options.cfg, options.info, options.shell_completion))) > 1:
+        usage_error(parser, "--run, --multirun, --cfg, --info and --shell-completion exclude each other")
+    if options.resolve and not (options.cfg or options.help):
+        usage_error(parser, "--resolve is for --cfg")
 
 
 def main() -> None:
@@ -65,7 +69,8 @@ def main() -> None:
         check_words(sys.argv[1:], ROOT / "configs")
         sys.argv[1:] = as_text(sys.argv[1:])
         _read_options()
-        _train()
+        with limits_told():
+            _train()
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {explain(error, ROOT / 'configs')}")
     except (UserError, JobFailedError) as error:

@@ -108,8 +108,8 @@ class ImageDataset:
         options |= {"hflip": 0.5 if self.flip else 0.0, **files.transform}
         try:
             return create_transform(self.input_size, is_training=True, **options)
-        except TypeError as error:
-            raise DatasetError(f"dataset.transform does not suit timm: {error}") from error
+        except Exception as error:  # of any kind: timm looks at little
+            raise DatasetError(f"dataset.transform={files.transform} does not suit timm: {error}") from error
 
 
 def load_dataset(
@@ -196,7 +196,9 @@ def _size(images: Tensor | Files) -> tuple[int, int]:
 
 
 def _three(name: str, values: Sequence[float]) -> Triple:
-    if not isinstance(values, Sequence) or len(values) != 3 or (name == "std" and min(values) <= 0):
-        raise DatasetError(f"dataset.{name} must be three {'positive ' * (name == 'std')}numbers, got {values}")
+    lowest = 1e-9 if name == "std" else 0
+    three = isinstance(values, Sequence) and len(values) == 3
+    if not three or not all(isinstance(value, int | float) and lowest <= value <= 1 for value in values):
+        raise DatasetError(f"dataset.{name} must be three numbers {'above' if lowest else 'from'} 0 to 1, got {values}")
     first, second, third = map(float, values)
     return first, second, third

@@ -135,8 +135,10 @@ def _synthetic(
     place: Place, download: bool, *, num_classes: int = 4, train_size: int = 256, test_size: int = 64, size: int = 16
 ) -> Source:
     """Random images for tests, ``size`` × ``size``: each class is a random 4×4 pattern, scaled up, under noise."""
-    if min(num_classes, size) < 1:
-        raise DatasetError(f"dataset.num_classes and dataset.size must be at least 1, got {num_classes} and {size}")
+    given = {"num_classes": num_classes, "train_size": train_size, "test_size": test_size, "size": size}
+    for name, value in given.items():
+        if value < 1:
+            raise DatasetError(f"dataset.{name} must be at least 1, got {value}")
     generator = torch.Generator().manual_seed(0)
     patterns = F.interpolate(torch.rand(num_classes, 3, 4, 4, generator=generator) * 255, size=size)
 
@@ -231,6 +233,8 @@ def _timm(
     """
     if in_memory not in ("auto", True, False):
         raise DatasetError(f"dataset.in_memory must be auto, true or false, got {in_memory!r}")
+    if not 0.01 <= crop_pct <= 1:
+        raise DatasetError(f"dataset.crop_pct must be from 0.01 to 1, got {crop_pct}")
     if in_memory is True and transform:
         raise DatasetError("dataset.transform is for images that are not in memory; set dataset.in_memory=false")
     size = _height_and_width(input_size)

@@ -61,7 +61,7 @@ class TrainConfig:
     opt: str = "sgd"
     opt_options: dict[str, Any] | None = None
     lr: PositiveFloat = 0.1
-    momentum: NonNegativeFloat = 0.9
+    momentum: BelowOne = 0.9
     nesterov: bool = False
     weight_decay: NonNegativeFloat = 1e-4
     decay_spectral: bool = True
@@ -83,7 +83,7 @@ class TrainConfig:
     eval_every: PositiveInt = 1
     patience: NonNegativeInt = 0
     eval_batch_size: PositiveInt = 500
-    workers: NonNegativeInt = 2
+    workers: Annotated[int, Field(ge=0, le=1024)] = 2
     dry_run: bool = False
 
     def __post_init__(self) -> None:
@@ -100,6 +100,8 @@ class TrainConfig:
         if len(set(self.gammas)) <= 1:  # one schedule, one way to say it
             object.__setattr__(self, "gamma", next(iter(self.gammas), TrainConfig.gamma))
         options = self.opt_options or {}
+        if self.opt == "sgd" and self.nesterov and not options.get("momentum", self.momentum):
+            raise ConfigError("trainer.nesterov=true needs a momentum; give trainer.momentum=0.9, say")
         if reserved := sorted({"lr", "weight_decay", "opt"} & set(options)):
             raise ConfigError(f"trainer.opt_options can't have {reserved[0]}, which is trainer.{reserved[0]}")
         if self.opt != "sgd" or options:

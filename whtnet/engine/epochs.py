@@ -45,6 +45,8 @@ class Epochs:
     should_stop: Callable[[], bool]
     on_step: Callable[[dict[str, float]], None]
     on_progress: Callable[[float, str], None]
+    epochs_before: int
+    epochs_in_all: int
 
     def __post_init__(self) -> None:
         self.autocast = self.config.autocast_dtype(self.device)
@@ -147,7 +149,7 @@ class Epochs:
         random = [generator.get_state() for generator in self._generators()]
         self.state.part = PartOfEpoch(part.steps, distributed.all_reduce(part.totals), part.seconds + seconds, random)
         raise PreemptedError(
-            f"stopped on request in epoch {self.state.epoch + 1}, after step {part.steps} of {self.steps}; "
+            f"stopped on request in epoch {self._epoch}, after step {part.steps} of {self.steps}; "
             "the same command goes on from there"
         )
 
@@ -188,7 +190,7 @@ class Epochs:
             if not math.isfinite(loss):
                 kept = "the last checkpoint before that is kept" if self._has_checkpoint() else "nothing was kept"
                 raise NonFiniteLossError(
-                    f"the loss became {loss} in epoch {self.state.epoch + 1}, by step {part.steps} of {self.steps}; "
+                    f"the loss became {loss} in epoch {self._epoch}, by step {part.steps} of {self.steps}; "
                     f"{kept}. Try a lower trainer.lr, trainer.clip_grad=1, trainer.precision=fp32, or "
                     "policy.options.clamp=true"
                 )
@@ -202,7 +204,12 @@ class Epochs:
     def _status(self) -> str:
         last = self.state.history[-1] if self.state.history else {}
         accuracy = f", test {last['test_top1']:.2f} %" if "test_top1" in last else ""
-        return f"epoch {self.state.epoch + 1}/{self.config.epochs}{accuracy}"
+        return f"epoch {self._epoch}/{self.epochs_in_all}{accuracy}"
+
+    @property
+    def _epoch(self) -> int:
+        """The one that runs, counted over the run from 1."""
+        return self.epochs_before + self.state.epoch + 1
 
 
 @contextlib.contextmanager

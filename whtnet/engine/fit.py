@@ -53,6 +53,8 @@ def fit(
     seed: int,
     checkpoint: Path | None = None,
     fingerprint: str = "",
+    epochs_before: int = 0,
+    epochs_in_all: int | None = None,
     extra: Mapping[str, Any] = MappingProxyType({}),
     teacher: nn.Module | None = None,
     distill: float = 0.0,
@@ -82,6 +84,8 @@ def fit(
         seed: of the run.
         checkpoint: file to resume from and write to, or None.
         fingerprint: identifies the settings in the checkpoint.
+        epochs_before: those of a run's earlier trainings, which count where a person is told of an epoch.
+        epochs_in_all: of all trainings of the run; None for those of ``config``.
         extra: plain data to keep in the checkpoint besides.
         teacher: a trained classifier in evaluation mode, on the device, to distil from (Hinton et al., 2015).
         distill: share of the distillation in the loss.
@@ -120,15 +124,15 @@ def fit(
         state.load(saved)
     if not state.is_finished(config):
         if saved is not None:
-            on_notice(f"resumed at epoch {state.epoch + 1} of {config.epochs}")
+            on_notice(f"resumed at epoch {epochs_before + state.epoch + 1} of {epochs_in_all or config.epochs}")
         loss = Loss(config.label_smoothing, teacher, distill, temperature)
-        run = Epochs(state, loaders, config, device, seed, loss, checkpoint, should_stop, on_step, on_progress)
+        epochs = epochs_before, epochs_in_all or config.epochs
+        run = Epochs(state, loaders, config, device, seed, loss, checkpoint, should_stop, on_step, on_progress, *epochs)
         with run.passes():
             _train(run, save, on_network, on_epoch)
         if state.best and state.is_finished(config) and state.epoch < config.epochs:
-            on_notice(
-                f"stopped after epoch {state.epoch}: no better held-out accuracy since epoch {state.best['epoch']}"
-            )
+            last, best = epochs_before + state.epoch, epochs_before + state.best["epoch"]
+            on_notice(f"stopped after epoch {last}: no better held-out accuracy since epoch {best}")
     if state.ema is not None:
         model.load_state_dict(state.ema.module.state_dict())
     return FitResult(state.history, state.best, state.seconds)

@@ -2,22 +2,22 @@
 
 import dataclasses
 import re
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import nn
 
 from whtnet.errors import UserError, did_you_mean
+from whtnet.files import FileError, read_yaml
 
 SITE_KINDS = ("conv1x1", "conv3x3", "depthwise3x3", "squeeze_excite", "before_gap")
 PARTS = ("stem", "blocks", "between", "head")
 KEEP = "keep"
 FRACTION = "fraction"  # in a rule's ``blocks``: as the policy's ``fraction`` says
+MOST_BLOCKS = 10_000  # of any network
 _POLICY_KEYS = ("name", "rules", "include", "architectures", "fraction", "options")
 _WHERE_KEYS = ("name", "part", "blocks", "stages", "nth", "stride")
 
@@ -61,8 +61,8 @@ class Rule:
         """Check and read one rule; ``origin`` names it in errors."""
         _check_keys(data, ("match", "replace", "where", "options"), origin)
         for key in ("match", "replace"):
-            if key not in data:
-                raise PolicyError(f"{origin}: needs a value for {key!r}")
+            if not isinstance(data.get(key), str):
+                raise PolicyError(f"{origin}: needs a word for {key!r}")
         if data["match"] not in SITE_KINDS:
             raise PolicyError(
                 f"{origin}: unknown kind of site {data['match']!r}; choose one of {', '.join(SITE_KINDS)}"
@@ -74,7 +74,7 @@ class Rule:
         if "name" in where:
             _compile(where["name"], origin)
         if "blocks" in where:
-            select_blocks(where["blocks"], sys.maxsize, origin)
+            select_blocks(where["blocks"], MOST_BLOCKS, origin)
         for key in ("nth", "stride"):
             if not _is_int(where.get(key, 1)):
                 raise PolicyError(f"{origin}: {key} must be a whole number, got {where[key]!r}")
@@ -118,9 +118,10 @@ class Policy:
         """
         if not isinstance(data, Mapping):
             raise PolicyError(f"a policy is a mapping with name and rules, got {data!r}")
-        name = str(data.get("name", "unnamed"))
-        if data.get("name", name) is None or not re.fullmatch(r"[^./][^/]*(/[^./][^/]*)*", name):
-            raise PolicyError(f"policy.name={data['name']!r} can't name a run's folder; give a word (or A/B)")
+        given = data.get("name", "unnamed")
+        name = str(given) if isinstance(given, str | int) else ""
+        if not re.fullmatch(r"[^./\0-\x1f][^/\0-\x1f]*(/[^./\0-\x1f][^/\0-\x1f]*)*", name):
+            raise PolicyError(f"policy.name={repr(given)[:80]} can't name a run's folder; give a word (or A/B)")
         origin = f"policy {name!r}"
         if "families" in data:
             raise PolicyError(f"{origin}: there are no families any more; give each its file, and architectures: {{…}}")
@@ -160,11 +161,12 @@ def architecture_names(model: nn.Module) -> list[str]:
 
 def _confine(rule: Any, policy: Mapping[str, Any], origin: str) -> Any:
     """The rule with the policy's fraction in the place of the word."""
-    if not isinstance(rule, Mapping) or (rule.get("where") or {}).get("blocks") != FRACTION:
+    where = rule.get("where") if isinstance(rule, Mapping) else None
+    if not isinstance(where, Mapping) or where.get("blocks") != FRACTION:
         return rule
     if "fraction" not in policy:
         raise PolicyError(f"{origin}: a rule is for a fraction of the blocks, but policy.fraction isn't given")
-    rest = {key: value for key, value in rule["where"].items() if key != "blocks"}
+    rest = {key: value for key, value in where.items() if key != "blocks"}
     try:
         fraction = None if policy["fraction"] is None else Fraction(str(policy["fraction"]))
     except (ValueError, ZeroDivisionError):
@@ -222,15 +224,17 @@ def load_policy(name_or_path: str | Path) -> Policy:
 
 
 def _policy_data(name_or_path: str | Path) -> Any:
+    if not isinstance(name_or_path, str | Path):
+        raise PolicyError(f"{name_or_path!r} is no name of a policy; give one of {', '.join(shipped_policies())}")
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
         path = _shipped_folder() / f"{name_or_path}.yaml"
     if not path.is_file():
         raise PolicyError(_no_policy(str(name_or_path)))
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise PolicyError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        data = read_yaml(path)
+    except FileError as error:
+        raise PolicyError(str(error)) from error
     return {"name": path.stem, **data} if isinstance(data, Mapping) else data
 
 
@@ -265,8 +269,10 @@ def select_blocks(spec: Any, count: int, origin: str) -> Collection[int]:
         raise PolicyError(
             f"{origin}: can't read blocks={spec!r}; write 'last 1/3', 'first 2', '13-17' or a list of numbers"
         )
-    if beyond := sorted(n for n in numbers if not 1 <= n <= count):
-        raise PolicyError(f"{origin}: no blocks {beyond}; the model has blocks 1 to {count}")
+    ends = [*numbers[:1], *numbers[-1:]] if isinstance(numbers, range) else numbers  # a range may be of any length
+    if beyond := sorted({n for n in ends if not 1 <= n <= count}):
+        there = f"the model has blocks 1 to {count}" if count < MOST_BLOCKS else f"give numbers from 1 to {MOST_BLOCKS}"
+        raise PolicyError(f"{origin}: no blocks {beyond}; {there}")
     return numbers
 
 

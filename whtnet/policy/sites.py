@@ -224,8 +224,9 @@ def _trace(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[_Trace, 
     try:
         probe, image = meta_probe(model, input_size)
     except Exception as error:  # whatever its attributes say
+        reason = str(error).partition("\n")[0]
         raise PolicyError(
-            f"{type(model).__name__} can't be copied ({error}), and it is a copy that is looked at: take that off it"
+            f"{type(model).__name__} can't be copied ({reason}), and it is a copy that is looked at: take that off it"
         ) from error
     trace, counter = _Trace(), CostCounter(probe)
     for name, module in probe.named_modules():

@@ -1,12 +1,11 @@
 """A folder of results, read again: records of runs, counts and timings, nothing rendered."""
 
 import functools
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from whtnet.records import read_layers, read_records
+from whtnet.records import read_json, read_layers, read_records
 from whtnet.tables.counts import named_counts
 from whtnet.tables.runs import Identities, Record, Runs, match_runs
 from whtnet.tables.spec import TableSpec, load_spec, table_names
@@ -63,10 +62,10 @@ class Results:
         return (self.measured(spec) or {}).get("rows", {})
 
     def measured(self, spec: TableSpec) -> Mapping[str, Any] | None:
-        """What was counted or timed for a table, None if nothing was."""
+        """What was counted or timed for a table, None if nothing was; raises as :func:`read_json`."""
         path = self.folder / f"{spec.name}.json"
         if path.is_file():
-            return json.loads(path.read_text(encoding="utf-8"))
+            return read_json(path)
         return self._reference.measured(spec) if self._reference else None
 
     def rows(self, spec: TableSpec) -> list[TrainedRow]:

@@ -5,9 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from whtnet.errors import UserError, did_you_mean
+from whtnet.files import FileError, read_yaml
 
 KINDS = ("parameters", "coverage", "training", "speed", "deployment", "layers", "released", "study", "verdicts")
 
@@ -67,7 +66,7 @@ class TableSpec:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise TableError(f"table {self.name!r}: unknown kind {self.kind!r}; choose one of {', '.join(KINDS)}")
-        ids = [row.get("id") for row in self.rows]
+        ids = [row.get("id") if isinstance(row, Mapping) else None for row in self.rows]
         if None in ids or len(set(ids)) != len(ids):
             raise TableError(f"table {self.name!r}: every row needs an id of its own, got {ids}")
         for row in self.rows:
@@ -124,9 +123,9 @@ def load_spec(folder: Path, name: str) -> TableSpec:
     if not path.is_file():
         raise TableError(f"no table {name!r}; {did_you_mean(name, table_names(folder))}")
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = read_yaml(path)
         names = ("rows", "overrides", "seeds", "counted", "families", "networks", "layers", "sites")
         lists = {key: tuple(data[key]) for key in names if key in data}
         return TableSpec(name=name, **{**data, **lists})
-    except (yaml.YAMLError, TypeError) as error:
+    except (FileError, TypeError) as error:
         raise TableError(f"{path} is no specification of a table: {error}") from error

@@ -194,7 +194,8 @@ def _cost_table(spec: TableSpec, counts: Counts) -> Table:
 def describe_recipe(records: Sequence[Mapping[str, Any]]) -> str:
     """The recipe that runs were trained by: its name, schedule, epochs and precision."""
     recipes = {
-        f"`{r['recipe']}`: {r['settings']['trainer']['schedule']}, {r['epochs']} epochs, {r['precision']}"
+        f"`{r['recipe']}`: {r['settings']['trainer']['schedule']}, {r['epochs']} epoch{'s' * (r['epochs'] != 1)}, "
+        f"{r['precision']}"
         for r in records
     }
     return "; ".join(sorted(recipes))
