@@ -149,6 +149,7 @@ def test_a_library_that_another_user_could_change_is_not_loaded(place, compiler,
     load()
     (library,) = place.glob("*.so")
     spoilt = {"above": place.parent, "folder": place, "library": library}[what]
+    library.unlink()  # this process has it in its memory, and would end with a bus error
     library.write_bytes(b"this would run")
     spoil(spoilt)
     warning = load()
@@ -221,6 +222,22 @@ def test_without_a_home_the_process_has_a_library_of_its_own(place, compiler, mo
     monkeypatch.setattr(build.tempfile, "tempdir", str(tmp_path / "nowhere"))
     with pytest.raises(KernelError, match="nowhere"):
         load()
+
+
+@needs_compiler
+def test_a_cache_that_nothing_can_be_loaded_from_costs_no_second_compilation(place, compiler, monkeypatch):
+    fake = compiler()
+    monkeypatch.setenv("CXX", str(fake.path))
+    cdll = build.ctypes.CDLL
+
+    def refuse(path):  # as where a file system is mounted noexec
+        if Path(path).is_relative_to(place):
+            raise OSError(f"{path}: failed to map segment from shared object")
+        return cdll(path)
+
+    monkeypatch.setattr(build.ctypes, "CDLL", refuse)
+    assert "none can be loaded from there" in load()
+    assert fake.calls == 1
 
 
 @needs_compiler

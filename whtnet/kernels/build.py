@@ -7,6 +7,7 @@ is whole, so a killed build leaves none.
 """
 
 import ctypes
+import functools
 import hashlib
 import os
 import platform
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 from whtnet.errors import UserError
@@ -39,10 +41,11 @@ def load_library() -> ctypes.CDLL:
     """
     compiler = _find_compiler()
     name = f"spectral-{_key(compiler)}.so"
+    compiled = functools.cache(lambda: _compile(compiler))  # once, wherever it can be loaded from
     refusals = []
     for folder in cache_folders():
         try:
-            return _load(folder / name) or _build(folder / name, compiler)
+            return _load(folder / name) or _build(folder / name, compiled)
         except PlaceError as error:
             refusals.append(str(error))
     reason = refusals[0] if refusals else "there is no home"
@@ -53,7 +56,9 @@ def load_library() -> ctypes.CDLL:
     )
     try:
         with tempfile.TemporaryDirectory(prefix="whtnet-") as scratch:  # for this user alone
-            return ctypes.CDLL(_compile(compiler, scratch))
+            library = Path(scratch, name)
+            library.write_bytes(compiled())
+            return ctypes.CDLL(str(library))
     except OSError as error:
         raise KernelError(f"the compiled kernel cannot be loaded: {error}") from error
 
@@ -69,15 +74,14 @@ def _load(path: Path) -> ctypes.CDLL | None:
         return None
 
 
-def _build(path: Path, compiler: list[str]) -> ctypes.CDLL:
+def _build(path: Path, compiled: Callable[[], bytes]) -> ctypes.CDLL:
     make_private(path.parent)
     check_private(path.parent)
     try:
         with locked(path.parent / "lock"):  # ends with the process that holds it
             if library := _load(path):  # built while we waited
                 return library
-            with tempfile.TemporaryDirectory(prefix="whtnet-") as folder:
-                atomic_write(path, Path(_compile(compiler, folder)).read_bytes(), mode=0o600)
+            atomic_write(path, compiled(), mode=0o600)
     except (UserError, OSError) as error:  # no right to write, a full disk
         raise PlaceError(str(error)) from error
     library = _load(path)
@@ -132,14 +136,15 @@ def _cpu() -> str:
     return "\n".join([platform.machine(), *lines])
 
 
-def _compile(compiler: list[str], folder: str) -> str:
-    target = os.path.join(folder, "spectral.so")
+def _compile(compiler: list[str]) -> bytes:
     errors = []
-    for tune in _TUNE:
-        done = _run([*compiler, *FLAGS, *tune, *_user_flags(), str(SOURCE), "-o", target])
-        if done.returncode == 0:
-            return target
-        errors.append(done.stderr.strip()[-500:])
+    with tempfile.TemporaryDirectory(prefix="whtnet-") as folder:
+        target = Path(folder, "spectral.so")
+        for tune in _TUNE:
+            done = _run([*compiler, *FLAGS, *tune, *_user_flags(), str(SOURCE), "-o", str(target)])
+            if done.returncode == 0:
+                return target.read_bytes()
+            errors.append(done.stderr.strip()[-500:])
     raise KernelError(f"{shlex.join(compiler)} failed: {errors[0]}")
 
 
