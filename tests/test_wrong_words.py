@@ -83,9 +83,21 @@ def test_places_that_cannot_be_written_are_told_at_once(type_in, tmp_path):
         assert status == 2
         assert "cannot write " in line
     assert "'.' is a folder; give the name of a file" in type_in("report", "--output", ".")[1]
-    assert "file: " in type_in("train", "-m", "hydra.sweep.dir=file", "seed=1,2")[1]
     for words in (["export", "m", "--output", "a" * 300], ["report", "--output", "a" * 300], ["evaluate", "a" * 300]):
         assert "File name too long" in type_in(*words)[1]
+
+
+def test_no_other_file_is_written_over(type_in, model, tmp_path):
+    (tmp_path / "record.json").write_text('{"format": 2}')
+    for words in (["evaluate", model, "--json"], ["report", "--output"]):
+        for file in ("record.json", "model/model.safetensors"):
+            assert f"'{file}' is there and holds something else; name a new file" in type_in(*words, file)[1]
+    assert (tmp_path / "record.json").read_text() == '{"format": 2}'
+
+
+def test_an_export_without_its_data_writes_nothing(type_in, model, tmp_path):
+    assert "unknown option dataset.nam" in type_in("export", model, "dataset.nam=x", "--to", "int8")[1]
+    assert not (tmp_path / "exports").exists()
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no /proc here")

@@ -138,13 +138,14 @@ def _choices(folder: Path) -> list[str]:
 
 def _groups(configs: Path, config_name: str) -> list[str]:
     """Those that a config chooses from."""
-    defaults = OmegaConf.load(configs / f"{config_name}.yaml").get("defaults", [])
+    defaults = cast("DictConfig", OmegaConf.load(configs / f"{config_name}.yaml")).get("defaults", [])
     return [group for entry in defaults if isinstance(entry, DictConfig) for group in map(str, entry)]
 
 
 def _keys(configs: Path, config_name: str, groups: Iterable[str]) -> Iterator[str]:
-    own = OmegaConf.load(configs / f"{config_name}.yaml")
-    yield from _flatten(OmegaConf.masked_copy(own, [key for key in own if key not in ("defaults", "hydra")]), ())
+    own = cast("DictConfig", OmegaConf.load(configs / f"{config_name}.yaml"))
+    kept = [str(key) for key in own if key not in ("defaults", "hydra")]
+    yield from _flatten(OmegaConf.masked_copy(own, kept), ())
     for group in groups:
         yield group
         for path in (configs / group).rglob("*.yaml"):

@@ -66,7 +66,9 @@ whtnet evaluate MODEL [dataset.root=FOLDER …]    MODEL: folder of a run, check
     parser.add_argument("--split", choices=("test", "holdout"), default="test")
     parser.add_argument("--batch-size", type=_positive, default=500, metavar="N", help="images a step (default 500)")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, …")
-    parser.add_argument("--json", type=_file, metavar="FILE", help="write the figures there as well")
+    parser.add_argument(
+        "--json", type=_output('{\n  "classes"'), metavar="FILE", help="write the figures there as well"
+    )
 
 
 def _predict(parser: CommandParser) -> None:
@@ -104,7 +106,9 @@ logs, where files and data are at hand. Exits with 1 if anything failed."""
 def _report(parser: CommandParser) -> None:
     parser.description = "Build the page of all results."
     parser.add_argument("--results", type=_folder, default=ROOT / "results", help="folder of the measurements")
-    parser.add_argument("--output", type=_file, help="the page; default: report.html beside the measurements")
+    parser.add_argument(
+        "--output", type=_output("<!doctype html>"), help="the page; default: report.html beside the measurements"
+    )
 
 
 def _table(parser: CommandParser) -> None:
@@ -172,6 +176,21 @@ def _folder(text: str) -> Path:
     if not _there(text, Path.is_dir):
         raise argparse.ArgumentTypeError(f"there is no folder {text!r}")
     return Path(text)
+
+
+def _output(begins: str) -> Callable[[str], Path]:
+    """A file to write, in place of one at most that begins as those do, so that none is lost to a slip."""
+
+    def check(text: str) -> Path:
+        path = _file(text)
+        if _there(text, Path.is_file):
+            with path.open("rb") as file:
+                start = file.read(100).strip()
+            if start and not start.startswith(begins.encode()):
+                raise argparse.ArgumentTypeError(f"{text!r} is there and holds something else; name a new file")
+        return path
+
+    return check
 
 
 def _file(text: str) -> Path:

@@ -30,6 +30,8 @@ def main(arguments: argparse.Namespace) -> None:
     trust(arguments.trust)
     _check(arguments)
     model = Classifier.load(arguments.model)
+    # Before anything is written: data may not be there.
+    data = load_data(model, arguments.overrides, 64, torch.device("cpu")) if "int8" in arguments.to else None
     output: Path = arguments.output or Path("exports") / _place(arguments.model)
     files = {}
     if {"onnx", "int8"} & {*arguments.to}:
@@ -42,9 +44,8 @@ def main(arguments: argparse.Namespace) -> None:
         _report(output / "model.pt2", export_torch(model, output / "model.pt2"))
     if "safetensors" in arguments.to:
         _report(output / "safetensors", export_safetensors(model, output / "safetensors"))
-    if "int8" in arguments.to:
+    if data is not None:
         files["ONNX, int8 convolutions"] = output / "model_int8.onnx"
-        data = load_data(model, arguments.overrides, 64, torch.device("cpu"))
         quantize_onnx(files["ONNX"], files["ONNX, int8 convolutions"], _calibration_images(model, data))
         console.print(f"Written: {files['ONNX, int8 convolutions']}")
         console.print(to_rich(_accuracies(model, data, files)))
