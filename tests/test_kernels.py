@@ -27,7 +27,7 @@ from layer_checks import (
 
 import whtnet
 from whtnet import BWHT1d, FWHT2d, functional, kernels
-from whtnet.kernels import Epilogue, Options, cpu, reference
+from whtnet.kernels import Epilogue, Options, cpu, reference, shapes
 from whtnet.kernels.lazy import KernelError
 
 with warnings.catch_warnings():
@@ -135,7 +135,7 @@ BOUNDS = [(-math.inf, math.inf), (0.0, math.inf), (0.0, 0.5)]
 
 def check_finished(fast, x, channels, *, residual, bounds):
     """``fast`` of an epilogue, or of None, against the same in two steps, and never in two steps itself."""
-    plain = fast(x, None)
+    plain = fast(None)
     dtype = F64 if x.dtype is F64 else F32
     addend = torch.randn_like(plain) if residual else None
     epilogue = Epilogue(torch.randn(channels, dtype=dtype), torch.randn(channels, dtype=dtype), addend, *bounds)
@@ -143,7 +143,7 @@ def check_finished(fast, x, channels, *, residual, bounds):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reference, "finish", None)
         patch.setattr(cpu, "finish", None)
-        got = fast(x, epilogue)
+        got = fast(epilogue)
     assert (got.dtype, got.stride()) == (wanted.dtype, wanted.stride())
     low = x.dtype is BF16  # whose sums are rounded once, and twice in two steps
     torch.testing.assert_close(got, wanted, rtol=0.01 if low else 1e-5, atol=0.02 if low else 1e-5)
@@ -160,8 +160,8 @@ def test_epilogue_options_of_fwht2d(layout, dtype):
         padded = [references.power_of_two(s) for s in size]
         x = torch.randn(5, c, *size).to(dtype).contiguous(memory_format=FORMATS[layout])
         t, v = (parameter(*padded, dtype=dtype).detach() for _ in range(2))
+        layer = partial(kernels.fwht2d, x, t, v, Options())
         for residual, bounds in itertools.product((False, True), BOUNDS):
-            layer = partial(finished_fwht2d, t=t, v=v)
             check_finished(layer, x, c, residual=residual, bounds=bounds)
 
 
@@ -174,21 +174,10 @@ def test_epilogue_options_of_bwht1d(layout, dtype):
     shared = [(12, 12, (4,)), (20, 48, (4,)), (36, 12, (4,)), (20, 6, (4,)), (96, 576, (32,))]
     for (c_in, c_out, shape), stride in itertools.product(forms + shared, (1, 2)):
         x = torch.randn(3, c_in, 7, 5).to(dtype).contiguous(memory_format=FORMATS[layout])
-        layer = partial(finished_bwht1d, t=parameter(*shape, dtype=dtype).detach(), out_channels=c_out, stride=stride)
+        t = parameter(*shape, dtype=dtype).detach()
+        layer = partial(kernels.bwht1d, x, t, None, c_out, stride, Options())
         for residual, bounds in itertools.product((False, True), BOUNDS):
             check_finished(layer, x, c_out, residual=residual, bounds=bounds)
-
-
-def finished_fwht2d(x, epilogue, t, v):
-    if epilogue is None:
-        return kernels.fwht2d(x, t, v, Options())
-    return kernels.finished_fwht2d(x, t, v, Options(), epilogue)
-
-
-def finished_bwht1d(x, epilogue, t, out_channels, stride):
-    if epilogue is None:
-        return kernels.bwht1d(x, t, None, out_channels, stride, Options())
-    return kernels.finished_bwht1d(x, t, None, out_channels, stride, Options(), epilogue)
 
 
 @needs_kernel
@@ -198,7 +187,7 @@ def test_nan_and_what_is_not_finite_pass_the_epilogue_as_in_plain_torch():
     x[0, 1, 0, 0], x[1, 3, 1, 1] = math.nan, math.inf
     epilogue = Epilogue(torch.ones(4), torch.zeros(4), None, 0.0, 6.0)
     for threshold in (torch.zeros(2, 2), torch.full((2, 2), math.inf)):
-        got = kernels.finished_fwht2d(x, threshold, None, Options("soft"), epilogue)
+        got = kernels.fwht2d(x, threshold, None, Options("soft"), epilogue)
         wanted = reference.finish(kernels.fwht2d(x, threshold, None, Options("soft")), epilogue)
         torch.testing.assert_close(got, wanted, equal_nan=True)
 
@@ -210,7 +199,7 @@ def test_results_larger_than_caches_are_finished():
     x = x.contiguous(memory_format=torch.channels_last)
     t = torch.rand(1, 128)
     wanted = reference.finish(kernels.bwht1d(x, t, None, 128, 1, Options()), e)
-    torch.testing.assert_close(kernels.finished_bwht1d(x, t, None, 128, 1, Options(), e), wanted)
+    torch.testing.assert_close(kernels.bwht1d(x, t, None, 128, 1, Options(), e), wanted)
 
 
 @needs_kernel
@@ -221,10 +210,10 @@ def test_epilogues_that_the_kernel_does_not_take():
     y = kernels.fwht2d(x, t, None, Options())
     for residual in (torch.randn(6, 1, 1), torch.randn(2, 6, 4, 4, dtype=F64), torch.randn(3, 1, 1, 4, 4), 2.0):
         wanted = y * scale[:, None, None] + shift[:, None, None] + residual
-        got = kernels.finished_fwht2d(x, t, None, Options(), Epilogue(scale, shift, residual, -math.inf, math.inf))
+        got = kernels.fwht2d(x, t, None, Options(), Epilogue(scale, shift, residual, -math.inf, math.inf))
         assert got.dtype == wanted.dtype
         torch.testing.assert_close(got, wanted)
-    got = kernels.finished_fwht2d(x, t, None, Options(), Epilogue(scale.double(), shift.double(), None, 0.0, 1.0))
+    got = kernels.fwht2d(x, t, None, Options(), Epilogue(scale.double(), shift.double(), None, 0.0, 1.0))
     torch.testing.assert_close(got, (y * scale[:, None, None] + shift[:, None, None]).clamp(0, 1))
 
 
@@ -457,7 +446,7 @@ def test_nothing_is_written_beyond_means_of_blocks_and_gradients_of_windows(layo
     with torch.no_grad():
         for epilogue in (None, Epilogue(torch.rand(12), torch.rand(12), narrow, 0.0, 6.0)):
             cpu.bwht1d(wide, torch.rand(4), None, 12, 1, Options(), epilogue)
-    monkeypatch.setattr(cpu, "empty_gradient", lambda *_: inside)
+    monkeypatch.setattr(shapes, "empty_gradient", lambda *_: inside)
     cpu.bwht1d_backward(wide, True, narrow, torch.rand(4), None, 36, 1, Options())
     assert (buffer[:128] == 7).all()
     assert (buffer[128 + narrow.numel() :] == 7).all()
@@ -525,8 +514,8 @@ def test_set_backend():
 @needs_kernel
 @pytest.mark.slow
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="flags of another processor")
-@pytest.mark.parametrize("flags", ["-march=haswell", "-march=x86-64"])
-def test_on_processors_with_shorter_vectors(flags, tmp_path):
+@pytest.mark.parametrize("flags", ["-march=haswell", "-march=x86-64", "-march=haswell -DVECTOR_BYTES=64"])
+def test_on_processors_with_other_vectors(flags, tmp_path):
     environment = {**os.environ, "CXXFLAGS": flags, "TORCH_EXTENSIONS_DIR": str(tmp_path)}
     wanted = "options or finite or written"
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", wanted]

@@ -67,15 +67,15 @@ def compile_for(capability, name, arguments, dtype, **constants):
 
 SHAPE = torch.Size((64, 64, 8, 8))
 JOBS = {
-    "2d-nchw": gpu._job_2d(SHAPE, torch.contiguous_format, (8, 8)),
-    "2d-channels_last": gpu._job_2d(SHAPE, torch.channels_last, (8, 8)),
-    "1d-channels_last": gpu._job_1d(SHAPE, torch.channels_last, (1, 64), 64, 1),
-    "1d-expansion": gpu._job_1d(SHAPE, torch.channels_last, (8, 32), 256, 1),
-    "1d-nchw": gpu._job_1d(SHAPE, torch.contiguous_format, (1, 64), 64, 1),
-    "1d-windows": gpu._job_1d(SHAPE, torch.channels_last, (32,), 256, 1),
-    "1d-windows-nchw": gpu._job_1d(SHAPE, torch.contiguous_format, (32,), 256, 1),
-    "1d-means": gpu._job_1d(SHAPE, torch.channels_last, (32,), 20, 1),
-    "1d-means-nchw": gpu._job_1d(SHAPE, torch.contiguous_format, (32,), 20, 1),
+    "2d-nchw": gpu._job_2d(SHAPE, torch.contiguous_format, (8, 8), Options()),
+    "2d-channels_last": gpu._job_2d(SHAPE, torch.channels_last, (8, 8), Options()),
+    "1d-channels_last": gpu._job_1d(SHAPE, torch.channels_last, (1, 64), 64, 1, Options()),
+    "1d-expansion": gpu._job_1d(SHAPE, torch.channels_last, (8, 32), 256, 1, Options()),
+    "1d-nchw": gpu._job_1d(SHAPE, torch.contiguous_format, (1, 64), 64, 1, Options()),
+    "1d-windows": gpu._job_1d(SHAPE, torch.channels_last, (32,), 256, 1, Options()),
+    "1d-windows-nchw": gpu._job_1d(SHAPE, torch.contiguous_format, (32,), 256, 1, Options()),
+    "1d-means": gpu._job_1d(SHAPE, torch.channels_last, (32,), 20, 1, Options()),
+    "1d-means-nchw": gpu._job_1d(SHAPE, torch.contiguous_format, (32,), 20, 1, Options()),
 }
 
 
@@ -87,9 +87,9 @@ def test_kernels_compile_for_gpus(job, capability):
     vectors = r"st\.global\.v4\.b32" if job == "1d-windows" else r"ld\.global\.v4\.b32"
     job, dtype = JOBS[job], "bf16" if capability == 90 else "fp32"
     has_v = job.blocks == 1 and job.side_in is job.side_out
-    forward = compile_for(capability, "forward", job.forward_arguments(Options()), dtype, HAS_V=has_v)
+    forward = compile_for(capability, "forward", job.forward_arguments(), dtype, HAS_V=has_v)
     flags = {"HAS_V": has_v, "HAS_GX": True, "steps": 4 if job.paired else 1}
-    backward = compile_for(capability, "backward", job.backward_arguments(Options()), dtype, **flags)
+    backward = compile_for(capability, "backward", job.backward_arguments(), dtype, **flags)
     for compiled in (forward, backward):
         # The activation goes through registers alone, in whole vectors; shared memory has room for a parameter at most.
         assert re.search(vectors, compiled.asm["ptx"])

@@ -231,7 +231,7 @@ class BWHT1d(SpectralLayer):
     def finished(self, x: Tensor, epilogue: kernels.Epilogue) -> Tensor:
         """:meth:`forward` and what follows it."""
         x, t, v = channels_first(self, x), self._own("threshold"), self._own("weight")
-        return kernels.finished_bwht1d(x, t, v, self.out_channels, self.stride, self.options, epilogue)
+        return kernels.bwht1d(x, t, v, self.out_channels, self.stride, self.options, epilogue)
 
     def coefficients(self, x: Tensor) -> Tensor:
         """See :func:`whtnet.functional.bwht1d_coefficients` for the shape."""
@@ -349,7 +349,7 @@ class FWHT2d(SpectralLayer):
     def finished(self, x: Tensor, epilogue: kernels.Epilogue) -> Tensor:
         """:meth:`forward` of ``(N, C, H, W)`` and what follows it."""
         _check_map(self, x)
-        return kernels.finished_fwht2d(x, self._own("threshold"), self._own("weight"), self.options, epilogue)
+        return kernels.fwht2d(x, self._own("threshold"), self._own("weight"), self.options, epilogue)
 
     def coefficients(self, x: Tensor) -> Tensor:
         """``(..., C, H, W)`` → ``(..., C, h, w)``, H and W rounded up to powers of two."""

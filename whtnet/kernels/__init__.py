@@ -34,8 +34,6 @@ __all__ = [
     "Options",
     "backend_for",
     "bwht1d",
-    "finished_bwht1d",
-    "finished_fwht2d",
     "fwht2d",
     "get_backend",
     "set_backend",
@@ -117,74 +115,58 @@ def _is_plain(x: Tensor) -> bool:
     )
 
 
-def fwht2d(x: Tensor, threshold: Tensor, weight: Tensor | None, options: Options) -> Tensor:
-    """:func:`whtnet.functional.fwht2d` by the backend for these tensors."""
+def fwht2d(
+    x: Tensor, threshold: Tensor, weight: Tensor | None, options: Options, epilogue: Epilogue | None = None
+) -> Tensor:
+    """:func:`whtnet.functional.fwht2d` by the backend for these tensors, and what follows it, at once if it can be."""
     points = threshold.numel()
-    if _is_direct(x, threshold, weight, points):
+    if _is_direct(x, threshold, weight, points, epilogue):
         if records_graph(x, threshold, weight):
             return operators.FWHT2dFunction.apply(cpu.fwht2d, x, threshold, weight, options)
-        return cpu.fwht2d(x, threshold, weight, options)
+        return cpu.fwht2d(x, threshold, weight, options, epilogue)
+    if epilogue is not None:
+        return reference.finish(fwht2d(x, threshold, weight, options), epilogue)
     if backend_for(x, threshold, weight, points=points) == "reference":
         return reference.fwht2d(x, threshold, weight, options)
     return operators.fwht2d(x, threshold, weight, options)
 
 
-def finished_fwht2d(
-    x: Tensor, threshold: Tensor, weight: Tensor | None, options: Options, epilogue: Epilogue
-) -> Tensor:
-    """:func:`fwht2d` of ``(N, C, H, W)`` and what follows it: at once where nothing is to be differentiated."""
-    if _finishes(x, threshold, weight, threshold.numel(), epilogue):
-        return cpu.fwht2d(x, threshold, weight, options, epilogue)
-    return reference.finish(fwht2d(x, threshold, weight, options), epilogue)
-
-
 def bwht1d(
-    x: Tensor, threshold: Tensor, weight: Tensor | None, out_channels: int, stride: int, options: Options
-) -> Tensor:
-    """:func:`whtnet.functional.bwht1d` by the backend for these tensors."""
-    if stride != 1 and x.dim() > 4:  # the kernels subsample maps; other grids of pixels are subsampled here
-        x, stride = reference.subsampled(x, stride), 1
-    points = threshold.shape[-1]
-    if _is_direct(x, threshold, weight, points):
-        if records_graph(x, threshold, weight):
-            return operators.BWHT1dFunction.apply(cpu.bwht1d, x, threshold, weight, out_channels, stride, options)
-        return cpu.bwht1d(x, threshold, weight, out_channels, stride, options)
-    if backend_for(x, threshold, weight, points=points) == "reference":
-        return reference.bwht1d(x, threshold, weight, out_channels, stride, options)
-    return operators.bwht1d(x, threshold, weight, out_channels, stride, options)
-
-
-def finished_bwht1d(
     x: Tensor,
     threshold: Tensor,
     weight: Tensor | None,
     out_channels: int,
     stride: int,
     options: Options,
-    epilogue: Epilogue,
+    epilogue: Epilogue | None = None,
 ) -> Tensor:
-    """:func:`bwht1d` and what follows it: at once where nothing is to be differentiated."""
-    plain = stride == 1 or x.dim() <= 4
-    if plain and _finishes(x, threshold, weight, threshold.shape[-1], epilogue):
+    """:func:`whtnet.functional.bwht1d` by the backend for these tensors, and what follows it, at once if it can be."""
+    if stride != 1 and x.dim() > 4:  # the kernels subsample maps; other grids of pixels are subsampled here
+        x, stride = reference.subsampled(x, stride), 1
+    points = threshold.shape[-1]
+    if _is_direct(x, threshold, weight, points, epilogue):
+        if records_graph(x, threshold, weight):
+            return operators.BWHT1dFunction.apply(cpu.bwht1d, x, threshold, weight, out_channels, stride, options)
         return cpu.bwht1d(x, threshold, weight, out_channels, stride, options, epilogue)
-    return reference.finish(bwht1d(x, threshold, weight, out_channels, stride, options), epilogue)
+    if epilogue is not None:
+        return reference.finish(bwht1d(x, threshold, weight, out_channels, stride, options), epilogue)
+    if backend_for(x, threshold, weight, points=points) == "reference":
+        return reference.bwht1d(x, threshold, weight, out_channels, stride, options)
+    return operators.bwht1d(x, threshold, weight, out_channels, stride, options)
 
 
 # The choices with which a CPU's tensors go to the C++ kernel.
 _DIRECT = ("auto", "cpu") if DEVICE_BACKENDS["cpu"][1] is cpu else ()
 
 
-def _is_direct(x: Tensor, threshold: Tensor, weight: Tensor | None, points: int, *others: Tensor | None) -> bool:
+def _is_direct(x: Tensor, threshold: Tensor, weight: Tensor | None, points: int, epilogue: Epilogue | None) -> bool:
     # Whether the CPU's kernel is there, takes the tensors as they are, and can be called without the dispatcher.
-    return (
-        _choice in _DIRECT
-        and is_direct(x, threshold, weight, *others)
-        and cpu.takes_as_is(x, threshold, weight, points)
-    )
-
-
-def _finishes(x: Tensor, threshold: Tensor, weight: Tensor | None, points: int, epilogue: Epilogue) -> bool:
-    residual = epilogue.residual
-    if torch.is_grad_enabled() or not (residual is None or isinstance(residual, Tensor)):  # a number, perhaps
+    if _choice not in _DIRECT:
         return False
-    return _is_direct(x, threshold, weight, points, *epilogue[:3])
+    if epilogue is None:
+        direct = is_direct(x, threshold, weight)
+    else:
+        residual = epilogue.residual  # a number, perhaps
+        tensors = residual is None or isinstance(residual, Tensor)
+        direct = tensors and not torch.is_grad_enabled() and is_direct(x, threshold, weight, *epilogue[:3])
+    return direct and cpu.takes_as_is(x, threshold, weight, points)

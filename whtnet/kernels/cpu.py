@@ -19,7 +19,7 @@ from whtnet.kernels.build import load_library
 from whtnet.kernels.lazy import KernelError, LazyKernel, dynamo_constant
 from whtnet.kernels.options import Epilogue, Options
 from whtnet.kernels.reference import finish
-from whtnet.kernels.shapes import MAX_BLOCK, as_stored, empty_gradient, takes
+from whtnet.kernels.shapes import MAX_BLOCK, as_stored, gradient_operator, takes
 
 # Of `Job` and `Side` in csrc/layer.h; the library's names are compared with these when it is loaded.
 _JOB_FIELDS = (
@@ -111,16 +111,6 @@ def fwht2d(
     return _forward(_job_2d(x.dtype, x.shape, layout, threshold.shape, options), x, threshold, weight, epilogue)
 
 
-def fwht2d_backward(
-    grad: Tensor, input_gradient: bool, x: Tensor, threshold: Tensor, weight: Tensor | None, options: Options
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``whtnet::fwht2d_backward``: gradients of the input (empty unless asked for), thresholds and weights."""
-    x, layout = as_stored(x)
-    job = _job_2d(x.dtype, x.shape, layout, threshold.shape, options)
-    gx = empty_gradient(x, input_gradient)
-    return gx, *_backward(job, x, grad.contiguous(memory_format=layout), threshold, weight, gx)
-
-
 def bwht1d(
     x: Tensor,
     threshold: Tensor,
@@ -134,25 +124,6 @@ def bwht1d(
     x, layout = as_stored(x)
     job = _job_1d(x.dtype, x.shape, layout, threshold.shape, out_channels, stride, options)
     return _forward(job, x, threshold, weight, epilogue)
-
-
-def bwht1d_backward(
-    grad: Tensor,
-    input_gradient: bool,
-    x: Tensor,
-    threshold: Tensor,
-    weight: Tensor | None,
-    out_channels: int,
-    stride: int,
-    options: Options,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``whtnet::bwht1d_backward``: gradients of the input (empty unless asked for), thresholds and weights."""
-    x, layout = as_stored(x)
-    job = _job_1d(x.dtype, x.shape, layout, threshold.shape, out_channels, stride, options)
-    gx = empty_gradient(x, input_gradient)
-    if stride != 1:
-        gx.zero_()
-    return gx, *_backward(job, x, grad.contiguous(memory_format=layout), threshold, weight, gx)
 
 
 def _forward(
@@ -198,10 +169,8 @@ def _address(x: Tensor | None) -> int | None:
 
 
 def _backward(
-    job: "_Job", x: Tensor, grad: Tensor, threshold: Tensor, weight: Tensor | None, gx: Tensor
+    job: "_Job", grad: Tensor, x: Tensor, threshold: Tensor, weight: Tensor | None, gx: Tensor
 ) -> tuple[Tensor, Tensor]:
-    threshold = threshold.contiguous()
-    weight = None if weight is None else weight.contiguous()
     gt = torch.empty_like(threshold)
     gv = threshold.new_empty(0) if weight is None else torch.empty_like(weight)
     if address := x.data_ptr():
@@ -342,3 +311,13 @@ def _strides(shape: tuple[int, ...], layout: torch.memory_format) -> tuple[int, 
 
 def _log2(n: int) -> int:
     return n.bit_length() - 1
+
+
+# -- gradients ---------------------------------------------------------------------------------------------------------
+
+fwht2d_backward = gradient_operator(
+    lambda x, layout, threshold, *others: _job_2d(x.dtype, x.shape, layout, threshold.shape, *others), _backward
+)
+bwht1d_backward = gradient_operator(
+    lambda x, layout, threshold, *others: _job_1d(x.dtype, x.shape, layout, threshold.shape, *others), _backward
+)

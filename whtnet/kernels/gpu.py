@@ -18,7 +18,7 @@ from torch import Tensor
 
 from whtnet.kernels.lazy import KernelError, LazyKernel, dynamo_constant
 from whtnet.kernels.options import Options
-from whtnet.kernels.shapes import as_stored, empty_gradient, empty_like_input, empty_pixels, takes
+from whtnet.kernels.shapes import as_stored, empty_like_input, empty_pixels, gradient_operator, takes
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -62,19 +62,8 @@ def fwht2d(x: Tensor, threshold: Tensor, weight: Tensor | None, options: Options
     """``whtnet::fwht2d``; see :func:`whtnet.functional.fwht2d`."""
     x, layout = as_stored(x)
     y = empty_like_input(x)
-    _forward(_job_2d(x.shape, layout, tuple(threshold.shape)), x, threshold, weight, y, options)
+    _forward(_job_2d(x.shape, layout, threshold.shape, options), x, threshold, weight, y)
     return y
-
-
-def fwht2d_backward(
-    grad: Tensor, input_gradient: bool, x: Tensor, threshold: Tensor, weight: Tensor | None, options: Options
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``whtnet::fwht2d_backward``: gradients of the input (empty unless asked for), thresholds and weights."""
-    x, layout = as_stored(x)
-    gx = empty_gradient(x, input_gradient)
-    grad = grad.contiguous(memory_format=layout)
-    job = _job_2d(x.shape, layout, tuple(threshold.shape))
-    return gx, *_backward(job, grad, x, threshold, weight, gx, options)
 
 
 def bwht1d(
@@ -83,29 +72,9 @@ def bwht1d(
     """``whtnet::bwht1d``; see :func:`whtnet.functional.bwht1d`."""
     x, layout = as_stored(x)
     y = empty_pixels(x, out_channels, stride)
-    job = _job_1d(x.shape, layout, threshold.shape, out_channels, stride)
-    _forward(job, x, threshold, weight, y, options)
+    job = _job_1d(x.shape, layout, threshold.shape, out_channels, stride, options)
+    _forward(job, x, threshold, weight, y)
     return y
-
-
-def bwht1d_backward(
-    grad: Tensor,
-    input_gradient: bool,
-    x: Tensor,
-    threshold: Tensor,
-    weight: Tensor | None,
-    out_channels: int,
-    stride: int,
-    options: Options,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``whtnet::bwht1d_backward``: gradients of the input (empty unless asked for), thresholds and weights."""
-    x, layout = as_stored(x)
-    gx = empty_gradient(x, input_gradient)
-    if stride != 1:
-        gx.zero_()
-    grad = grad.contiguous(memory_format=layout)
-    job = _job_1d(x.shape, layout, threshold.shape, out_channels, stride)
-    return gx, *_backward(job, grad, x, threshold, weight, gx, options)
 
 
 # -- the job: where everything lies (see `_locate` and `_points` in gpu_kernel.py) ------------------------------------
@@ -143,6 +112,7 @@ class _Job:
     side_out: _Side
     side_y: _Side  # where the kernels write: as above, or block by block for `fold`
     side_gx: _Side
+    options: Options
 
     @property
     def tile_items(self) -> int:
@@ -171,12 +141,12 @@ class _Job:
     def paired(self) -> bool:
         return self.blocks_in == self.blocks_out
 
-    def forward_arguments(self, options: Options) -> dict:
-        return self._layer_arguments(options) | {"side_y": self.side_y.arguments()}
+    def forward_arguments(self) -> dict:
+        return self._layer_arguments() | {"side_y": self.side_y.arguments()}
 
-    def backward_arguments(self, options: Options) -> dict:
+    def backward_arguments(self) -> dict:
         sides = {"side_gy": self.side_out.arguments(), "side_gx": self.side_gx.arguments()}
-        return self._layer_arguments(options) | sides | {"PAIRED": self.paired}
+        return self._layer_arguments() | sides | {"PAIRED": self.paired}
 
     def fold_arguments(self, side_wide: _Side, side: _Side) -> dict:
         return self._tile_arguments() | {
@@ -187,8 +157,8 @@ class _Job:
             "WINDOWS": side.means == 1,
         }
 
-    def _layer_arguments(self, options: Options) -> dict:
-        ortho = options.norm == "ortho"
+    def _layer_arguments(self) -> dict:
+        ortho = self.options.norm == "ortho"
         return self._tile_arguments() | {
             "side_in": self.side_in.arguments(),
             "blocks": self.blocks,
@@ -198,9 +168,9 @@ class _Job:
             "LOG2_P": self.points.bit_length() - 1,
             "WIDTH": self.width,
             "STEP": 0 if self.shared else self.points,
-            "SMOOTH": options.kind == "smooth",
-            "KEEP_DC": options.keep_dc,
-            "CLAMP": options.clamp,
+            "SMOOTH": self.options.kind == "smooth",
+            "KEEP_DC": self.options.keep_dc,
+            "CLAMP": self.options.clamp,
             "EXPAND": self.blocks_in < self.blocks_out,
         }
 
@@ -216,7 +186,7 @@ class _Job:
 
 
 @functools.lru_cache(maxsize=512)
-def _job_2d(shape: torch.Size, layout: torch.memory_format, padded: tuple[int, int]) -> _Job:
+def _job_2d(shape: torch.Size, layout: torch.memory_format, padded: tuple[int, ...], options: Options) -> _Job:
     *leading, height, width = shape
     points = math.prod(padded)
     if layout == torch.channels_last:
@@ -230,12 +200,17 @@ def _job_2d(shape: torch.Size, layout: torch.memory_format, padded: tuple[int, i
         side, row = _Side(**steps, row=0, rows=1, columns=points), points
     else:
         side, row = _Side(**steps, row=width * steps["point"], rows=height, columns=width), padded[1]
-    return _Job(points, row, groups, items, 1, 1, False, side, side, side, side)
+    return _Job(points, row, groups, items, 1, 1, False, side, side, side, side, options)
 
 
 @functools.lru_cache(maxsize=512)
 def _job_1d(
-    shape: torch.Size, layout: torch.memory_format, parameters: torch.Size, out_channels: int, stride: int
+    shape: torch.Size,
+    layout: torch.memory_format,
+    parameters: torch.Size,
+    out_channels: int,
+    stride: int,
+    options: Options,
 ) -> _Job:
     n, channels, *spatial = shape
     if stride == 1 or len(spatial) < 2:
@@ -263,31 +238,30 @@ def _job_1d(
     elif shared and (means := channels // out_channels) > 1:
         side_out, side_y = replace(side_out, columns=out_channels * means, means=means), wide
     groups, items = (1, n * h * w) if one_group else (n * h, w)
-    return _Job(block, block, groups, items, *counts, shared, side_in, side_out, side_y, side_gx)
+    return _Job(block, block, groups, items, *counts, shared, side_in, side_out, side_y, side_gx, options)
 
 
 # -- launches ---------------------------------------------------------------------------------------------------------
 
 
-def _forward(job: _Job, x: Tensor, threshold: Tensor, weight: Tensor | None, y: Tensor, options: Options) -> None:
+def _forward(job: _Job, x: Tensor, threshold: Tensor, weight: Tensor | None, y: Tensor) -> None:
     if x.numel() == 0:
         return
     threshold, weight = threshold.contiguous(), None if weight is None else weight.contiguous()
     v = threshold if weight is None else weight
     with _on(x), _folded(job, y, job.side_y, job.side_out) as target:
         _kernels.get().forward[(job.tiles * job.narrow,)](
-            x, target, threshold, v, HAS_V=weight is not None, **job.forward_arguments(options)
+            x, target, threshold, v, HAS_V=weight is not None, **job.forward_arguments()
         )
 
 
 def _backward(
-    job: _Job, grad: Tensor, x: Tensor, threshold: Tensor, weight: Tensor | None, gx: Tensor, options: Options
+    job: _Job, grad: Tensor, x: Tensor, threshold: Tensor, weight: Tensor | None, gx: Tensor
 ) -> tuple[Tensor, Tensor]:
-    gt = torch.zeros_like(threshold, memory_format=torch.contiguous_format)
+    gt = torch.zeros_like(threshold)
     gv = gt.new_zeros(gt.shape if weight is not None else 0)
     if x.numel() == 0:
         return gt, gv
-    threshold, weight = threshold.contiguous(), None if weight is None else weight.contiguous()
     v = threshold if weight is None else weight
     steps = min(_STEPS, max(1, job.tiles * job.narrow // _PROGRAMS)) if job.paired else 1
     parts = -(-job.tiles // steps)
@@ -305,12 +279,12 @@ def _backward(
             steps=steps,
             HAS_V=weight is not None,
             HAS_GX=gx.numel() > 0,
-            **job.backward_arguments(options),
+            **job.backward_arguments(),
         )
     gt.copy_(sums_t.view(-1, *gt.shape).sum(0, dtype=torch.float64))
     if weight is not None:
         gv.copy_(sums_v.view(-1, *gv.shape).sum(0, dtype=torch.float64))
-    return torch.where(threshold <= 0, 0.0, gt) if options.clamp else gt, gv
+    return torch.where(threshold <= 0, 0.0, gt) if job.options.clamp else gt, gv
 
 
 @contextmanager
@@ -327,3 +301,11 @@ def _folded(job: _Job, y: Tensor, written: _Side, side: _Side) -> Iterator[Tenso
 
 def _on(x: Tensor) -> nullcontext | torch.cuda.device:
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+fwht2d_backward = gradient_operator(
+    lambda x, layout, threshold, *others: _job_2d(x.shape, layout, threshold.shape, *others), _backward
+)
+bwht1d_backward = gradient_operator(
+    lambda x, layout, threshold, *others: _job_1d(x.shape, layout, threshold.shape, *others), _backward
+)

@@ -1,11 +1,15 @@
-"""What the fast backends share: which inputs they take; results of the right shape and memory format."""
+"""What the fast backends share: inputs that they take, results of the right shape and memory format, gradients."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from whtnet.kernels.reference import is_channels_last
+
+Job = TypeVar("Job")
+Gradients = tuple[Tensor, Tensor, Tensor]
 
 MAX_BLOCK = 4096  # points of a transform: channels of a block, or h·w
 
@@ -44,3 +48,29 @@ def empty_pixels(x: Tensor, channels: int, stride: int) -> Tensor:
     if is_channels_last(x):
         return x.new_empty((x.shape[0], *spatial, channels)).permute(0, 3, 1, 2)
     return x.new_empty((x.shape[0], channels, *spatial))
+
+
+def gradient_operator(
+    job: Callable[..., Job],
+    backward: Callable[[Job, Tensor, Tensor, Tensor, Tensor | None, Tensor], tuple[Tensor, Tensor]],
+) -> Callable[..., Gradients]:
+    """A backend's operator for gradients: of the input (empty unless asked for), thresholds and weights.
+
+    Args:
+        job: what there is to do, for the input, its memory format, the thresholds and the operator's other arguments.
+        backward: writes the input's gradient, its last argument; from the job, the result's gradient, the input,
+            thresholds and weights, all as they are stored, to the gradients of thresholds and weights.
+    """
+
+    def operator(
+        grad: Tensor, input_gradient: bool, x: Tensor, threshold: Tensor, weight: Tensor | None, *others: object
+    ) -> Gradients:
+        x, layout = as_stored(x)
+        gx = empty_gradient(x, input_gradient)
+        if grad.shape[2:] != x.shape[2:]:  # pixels that are left out
+            gx.zero_()
+        what, grad = job(x, layout, threshold, *others), grad.contiguous(memory_format=layout)
+        threshold, weight = threshold.contiguous(), None if weight is None else weight.contiguous()
+        return gx, *backward(what, grad, x, threshold, weight, gx)
+
+    return operator

@@ -1,4 +1,4 @@
-// What both ways of reaching memory share: the job, its parameters and what is done with a coefficient, gradient sums.
+// The job: what Python asks for, where activations lie, what is done with a coefficient, sums of gradients.
 #pragma once
 #include <cmath>
 #include <vector>
@@ -88,7 +88,39 @@ template <class T> class Buffer {  // starts at a cache line
   T* memory = nullptr;
 };
 
-// A layer divides its work into items; a block's coefficients stand in `slots`, in the order in which it meets them.
+// A tile of many vectors is transformed in three passes over the bits of a vector's number: the lowest, rows of A
+// neighbours, while it is loaded or stored; the next, B rows, forward and inverse with weights and threshold in between;
+// the rest, M.
+const int REGISTERS = VECTOR_BYTES == 64 ? 16 : 8;  // vectors that are transformed together: half of what there is
+struct Radix {
+  int64_t A, B, M;
+  explicit Radix(int64_t n) : A(n < REGISTERS ? n : REGISTERS), B(n / A > 16 ? REGISTERS : n / A), M(n / A / B) {}
+};
+
+// Coefficients of the places in a tile, `of` in a vector, in the order in which the pass over B rows meets them.
+std::vector<int> in_order(const std::vector<int>& tile, int64_t of) {
+  const Radix x(tile.size() / of);
+  std::vector<int> order(tile.size());
+  for (size_t at = 0; at < tile.size(); at++) {
+    const int64_t n = at / of, k = n % x.B, j = n / x.B % x.A, m = n / x.B / x.A;
+    order[at] = tile[((m * x.B + k) * x.A + j) * of + at % of];
+  }
+  return order;
+}
+
+// One side of the job.
+struct View {
+  Side s;
+  bool is_in, summed;    // summed: added up from what all blocks have there, since windows overlap, points go into means
+  int64_t step;          // from one item to the next where it is always the same, else 0
+  int64_t read_blocks, written_blocks;  // so many blocks of a full unit lie in memory as in vectors: it is done in place
+};
+
+struct Unit {             // items that are worked on together
+  int64_t image, first, count;  // the image, the first item's number in it, and how many exist
+};
+
+// A layer divides its work into units; a block's coefficients stand in `slots`, in the order in which it meets them.
 template <class R, class S> struct Layer {
   const Job& job;
   const S *const x, *const gy;
@@ -99,16 +131,18 @@ template <class R, class S> struct Layer {
   const int64_t sets;                  // of parameters: one, or one for each block
   const R forth, back;                 // scales of the transforms before and after the thresholds
   const std::vector<int> coefficient;  // of each slot
-  const int64_t items, chunk_items, chunks;
+  const int64_t group, units_per_image, units;  // group: items of a unit
+  const int64_t chunk_units, chunks;
+  const View in, result;
 
   // Chunks depend on the work alone, so that sums come out the same for any number of threads.
-  static int64_t chunk_size(int64_t items, bool backward) {
-    const int64_t wish = backward ? (items + 7) / 8 : (items + 1) / 2;
+  static int64_t chunk_size(int64_t units, bool backward) {
+    const int64_t wish = backward ? (units + 7) / 8 : (units + 1) / 2;
     const int64_t chunks = wish < 1 ? 1 : wish > 64 ? 64 : wish;
-    return (items + chunks - 1) / chunks;
+    return (units + chunks - 1) / chunks;
   }
 
-  Layer(const Job& job, const Arrays& a, std::vector<int> order, int64_t items)
+  Layer(const Job& job, const Arrays& a, std::vector<int> order, int64_t group)
       : job(job),
         x((const S*)a.x),
         gy((const S*)a.gy),
@@ -122,9 +156,13 @@ template <class R, class S> struct Layer {
         forth(job.ortho ? R(1 / std::sqrt(double(block))) : R(1)),
         back(R((job.ortho ? 1 / std::sqrt(double(block)) : 1 / double(block)) / double(job.means))),
         coefficient(std::move(order)),
-        items(items),
-        chunk_items(chunk_size(items, gy)),
-        chunks((items + chunk_items - 1) / chunk_items),
+        group(group),
+        units_per_image((job.lanes + group - 1) / group),
+        units(job.images * units_per_image),
+        chunk_units(chunk_size(units, gy)),
+        chunks((units + chunk_units - 1) / chunk_units),
+        in(view(job.in, true)),
+        result(view(job.out, false)),
         active(sets * slots),
         T(sets * slots),
         scaled(sets * slots),
@@ -146,8 +184,6 @@ template <class R, class S> struct Layer {
     return job.images * job.lanes * s.H * s.W * int64_t(sizeof(S));
   }
 
-  bool paired() const { return job.blocks_in == job.blocks_out; }
-
   int64_t set(int64_t b) const { return job.shared ? 0 : b; }
 
   Parameters<R> parameters(int64_t b) const {
@@ -158,17 +194,35 @@ template <class R, class S> struct Layer {
   // Sums of a chunk for T and then for V, neither scaled yet, block by block and slot by slot.
   double* chunk_sums(int64_t chunk) { return sums.data() + chunk * 2 * sets * slots; }
 
-  // Whether a side, `in` or not, is added up from what all blocks have there: windows overlap, points go into means.
-  bool summed(bool is_in) const { return is_in ? job.span > 0 : job.means > 1; }
+  View view(const Side& s, bool is_in) const {
+    const int64_t inner = job.lanes_i * job.lanes_j;
+    const bool linear = inner == 1 || ((job.lanes == inner || s.n == inner * s.j) &&
+                                       (job.lanes_i == 1 || s.i == job.lanes_j * s.j));
+    const int64_t step = !linear ? 0 : inner == 1 ? s.n : s.j;
+    const bool rows = s.H == 1 || (s.W == job.width && s.row == s.W * s.point);
+    const bool joined = job.layout == LANES ? step == 1 : group == 1 || (blocks == 1 && step == block);
+    const bool summed = is_in ? job.span > 0 : job.means > 1;
+    const int64_t whole = rows && joined ? s.H * s.W / block : 0;
+    return {s, is_in, summed, step, !summed ? whole : is_in && rows && joined ? blocks : 0, summed ? 0 : whole};
+  }
+
+  // Offset of an item of a unit.
+  INLINE int64_t offset(const View& v, const Unit& unit, int64_t item = 0) const {
+    const int64_t q = unit.first + item, image = unit.image * v.s.image;
+    if (v.step) return image + q * v.step;
+    const int64_t j = q % job.lanes_j, i = q / job.lanes_j % job.lanes_i, n = q / job.lanes_j / job.lanes_i;
+    return image + n * v.s.n + i * v.s.i + j * v.s.j;
+  }
 
   // The first point of block b: of a side that is added up, in the line where its sums are.
-  INLINE int64_t start(bool is_in, int64_t b) const {
-    return is_in && job.span > 0 ? b * job.span / (blocks - 1) : b * block;
+  INLINE int64_t start(const View& v, int64_t b) const {
+    if (b == 0) return 0;
+    return v.is_in && job.span > 0 ? b * job.span / (blocks - 1) : b * block;
   }
   // Points of such a line.
-  int64_t line(bool is_in) const { return is_in ? job.in.W : blocks * block; }
+  int64_t line(const View& v) const { return v.is_in ? v.s.W : blocks * block; }
 
-  // Items after which float sums go to double ones.
+  // Units after which float sums go to double ones.
   int64_t flush_after() const { return sets < blocks ? (64 + blocks - 1) / blocks : 64; }
 
   void finish(R* gt, R* gv) const {

@@ -3,12 +3,14 @@
 #include <cstring>
 #include <new>
 #include <thread>
+#include <type_traits>
 #include <vector>
 #if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
-#if defined(__AVX512F__)
+#if defined(VECTOR_BYTES)  // as told: longer ones than the processor has are several of its own
+#elif defined(__AVX512F__)
 #define VECTOR_BYTES 64
 #elif defined(__AVX__)
 #define VECTOR_BYTES 32
@@ -16,6 +18,7 @@
 #define VECTOR_BYTES 16
 #endif
 #define INLINE inline __attribute__((always_inline))
+#define INLINED __attribute__((always_inline))  // of a lambda
 #define UNROLL _Pragma("GCC unroll 64")
 
 namespace {
@@ -55,7 +58,7 @@ INLINE VecF load(const BFloat16* p) {
 INLINE void store(float* p, VecF v) { memcpy(p, &v, sizeof v); }
 INLINE void store(double* p, VecD v) { memcpy(p, &v, sizeof v); }
 INLINE void store(BFloat16* p, VecF v) {  // round to nearest, ties to even; NaN stays NaN
-#if defined(__AVX512BF16__) && VECTOR_BYTES == 64
+#if defined(__AVX512BF16__)
   __m256bh h = _mm512_cvtneps_pbh((__m512)v);
   memcpy(p, &h, sizeof h);
 #else
@@ -68,7 +71,7 @@ INLINE void store(BFloat16* p, VecF v) {  // round to nearest, ties to even; NaN
 }
 
 // Past the cache, to memory that is aligned to a vector.
-#if VECTOR_BYTES == 64
+#if defined(__AVX512F__)
 INLINE void stream(float* p, VecF v) { _mm512_stream_ps(p, (__m512)v); }
 INLINE void stream(double* p, VecD v) { _mm512_stream_pd(p, (__m512d)v); }
 INLINE void stream(BFloat16* p, VecF v) {
@@ -93,7 +96,7 @@ template <class V> INLINE V between(V x, V low, V high) {
   x = x > high ? high : x;
   return x < low ? low : x;
 }
-#if VECTOR_BYTES == 64  // the second operand comes back where one is NaN
+#if defined(__AVX512F__)  // the second operand comes back where one is NaN
 INLINE VecF between(VecF x, VecF low, VecF high) {
   return (VecF)_mm512_max_ps((__m512)low, _mm512_min_ps((__m512)high, (__m512)x));
 }
@@ -120,7 +123,7 @@ INLINE VecD tanh_slope(VecD, VecD tanh) { return 1 - tanh * tanh; }
 
 // max(e, 0), and NaN where e is NaN
 INLINE VecF relu(VecF e) {
-#if VECTOR_BYTES == 64
+#if defined(__AVX512F__)
   return (VecF)_mm512_max_ps(_mm512_setzero_ps(), (__m512)e);
 #else
   return e <= 0.0f ? VecF{} : e;
@@ -149,6 +152,15 @@ template <class I, int D, class V> INLINE void swap_bit(V& a, V& b) {
   a = c;
 #endif
 }
+
+// Calls f with n, a power of two from LEAST to MOST, as a constant.
+template <int LEAST, int MOST, class F> INLINE void with_constant(int64_t n, F f) {
+  if constexpr (LEAST < MOST)
+    if (n > LEAST) return with_constant<2 * LEAST, MOST>(n, f);
+  f(std::integral_constant<int, LEAST>());
+}
+
+template <class F> INLINE void with_bool(bool b, F f) { b ? f(std::true_type()) : f(std::false_type()); }
 
 template <int N, class V> INLINE void hadamard(V* r) {  // unscaled, natural order
   UNROLL for (int h = 1; h < N; h *= 2)

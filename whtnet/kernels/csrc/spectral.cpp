@@ -3,13 +3,13 @@
 //
 // Both layers are one problem. A 2-D map of h x w points in natural order transforms as one vector of h*w points
 // (H_h (x) H_w = H_hw), so an item is a vector of P points per block, whether the points are the pixels of a map or the
-// channels of a pixel. What differs is what lies side by side in memory: items (lanes.h) or an item's points (points.h).
-// Scale factors are folded into the weights; thresholds and weights are reordered once, so that they are read in
-// sequence. Sums of gradients are formed per chunk of items and added in order: the same for any number of threads.
+// channels of a pixel. What differs is what lies side by side in memory, items (lanes.h) or an item's points (points.h);
+// the flow is one (tiles.h). Scale factors are folded into the weights; thresholds and weights are reordered once, so that
+// they are read in sequence. Sums of gradients are formed per chunk of units and added in order: the same for any number
+// of threads.
 #include <optional>
 
-#include "lanes.h"
-#include "points.h"
+#include "tiles.h"
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -25,28 +25,28 @@ void prepare(void* memory, int64_t bytes) {
 #endif
 }
 
-// Forward, and what follows: of as many items at a time as leave room for others in the first cache.
-template <class L, class F> void finished_items(const L& layer, const F& finisher, int64_t first, int64_t last) {
-  const int64_t step = 1 + (16 << 10) * layer.items / (layer.result_bytes() + 1);
+// Forward, and what follows: of as many units at a time as leave room for others in the first cache.
+template <class L, class F> void forward_and(const L& layer, const F& finisher, int64_t first, int64_t last) {
+  const int64_t step = 1 + (16 << 10) * layer.units / (layer.result_bytes() + 1);
   for (int64_t end; first < last; first = end) {
     end = first + step < last ? first + step : last;
-    layer.forward_items(first, end);
-    layer.finish_items(first, end, finisher);
+    layer.forward(first, end);
+    layer.finish_units(first, end, finisher);
   }
 }
 
-template <template <class, class> class LayerOf, class R, class S>
+template <template <class, class> class Form, class R, class S>
 int run_layer(const Job& job, const Arrays& a, void* gt, void* gv, const Threads& threads) {
-  LayerOf<R, S> layer(job, a);
+  Tiles<Form<R, S>> layer(job, a);
   if (a.out) prepare(a.out, layer.result_bytes());
   std::optional<Finisher<R, S>> finisher;
   if (a.epilogue) finisher.emplace(*a.epilogue, job.channels ? job.channels : job.out.W, (S*)a.out);
   const auto chunk = [&](int64_t c) {
-    const int64_t first = c * layer.chunk_items, end = first + layer.chunk_items;
-    const int64_t last = end < layer.items ? end : layer.items;
-    if (a.gy) layer.backward_items(first, last, layer.chunk_sums(c));
-    else if (finisher) finished_items(layer, *finisher, first, last);
-    else layer.forward_items(first, last);
+    const int64_t first = c * layer.chunk_units, end = first + layer.chunk_units;
+    const int64_t last = end < layer.units ? end : layer.units;
+    if (a.gy) layer.backward(first, last, layer.chunk_sums(c));
+    else if (finisher) forward_and(layer, *finisher, first, last);
+    else layer.forward(first, last);
     end_of_stream();
   };
   // A thread is worth waking for some ten microseconds of work.
@@ -57,8 +57,8 @@ int run_layer(const Job& job, const Arrays& a, void* gt, void* gv, const Threads
 }
 
 template <class R, class S> int run(const Job& job, const Arrays& a, void* gt, void* gv, const Threads& threads) {
-  return job.layout == LANES ? run_layer<LanesLayer, R, S>(job, a, gt, gv, threads)
-                             : run_layer<PointsLayer, R, S>(job, a, gt, gv, threads);
+  return job.layout == LANES ? run_layer<LanesForm, R, S>(job, a, gt, gv, threads)
+                             : run_layer<PointsForm, R, S>(job, a, gt, gv, threads);
 }
 
 int run(const Job& job, const Arrays& arrays, void* gt, void* gv, const Threads& threads) try {

@@ -10,26 +10,21 @@
 namespace {
 
 struct Scratch {  // grows, and stays with its thread
-  char* memory = nullptr;
-  size_t size = 0, used = 0;
+  void* memory = nullptr;
+  size_t size = 0;
   ~Scratch() { std::free(memory); }
-  void reserve(size_t bytes) {
-    used = 0;
-    if (bytes <= size) return;
-    std::free(memory);
-    size = 0;
-    if (posix_memalign((void**)&memory, 4096, bytes)) {
-      memory = nullptr;
-      throw std::bad_alloc();
+  template <class T> T* get(size_t n) {
+    if (n * sizeof(T) > size) {
+      std::free(memory);
+      memory = nullptr, size = 0;
+      if (posix_memalign(&memory, 4096, n * sizeof(T))) {
+        memory = nullptr;
+        throw std::bad_alloc();
+      }
+      size = n * sizeof(T);
     }
-    size = bytes;
+    return (T*)memory;
   }
-  template <class T> T* take(size_t n) {
-    T* p = (T*)(memory + used);
-    used += bytes<T>(n);
-    return p;
-  }
-  template <class T> static size_t bytes(size_t n) { return (n * sizeof(T) + 63) / 64 * 64; }
 };
 thread_local Scratch scratch;
 
