@@ -1,5 +1,6 @@
 import copy
 import io
+import re
 
 import pytest
 import torch
@@ -427,9 +428,6 @@ def test_fractions_that_can_not_be(fraction):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("conv1x1_half", "it is policy=conv1x1 policy.fraction=1/2$"),
-        ("paper_gap", "any more"),
-        ("fwht2021_947k", "it is policy=fwht2021/947k"),
         ("papr", "did you mean paper"),
         ("xyz", "there are conv1x1, "),
     ],
@@ -440,9 +438,21 @@ def test_a_name_that_there_is_not(name, words):
     assert "\n" not in str(raised.value)
 
 
-def test_new_spellings_of_renamed_policies_are_policies():
-    for spelling in _RENAMED.values():
-        assert load_policy(spelling.split()[0]).name == spelling.split()[0]
+@pytest.mark.parametrize("name", _RENAMED)
+def test_old_names_serve_with_a_warning(name):
+    with pytest.warns(FutureWarning, match=re.escape(f"policy {name!r} is policy={_RENAMED[name]} now")):
+        policy = load_policy(name)
+    assert policy.name == _RENAMED[name].split()[0]
+
+
+@pytest.mark.filterwarnings("ignore:policy .* now:FutureWarning")
+def test_an_old_name_is_the_policy_with_its_settings():
+    both = load_policy("squeeze_excite_conv1x1_third")
+    assert [(rule.match, rule.where.get("blocks")) for rule in both.rules] == [
+        ("squeeze_excite", None),
+        ("conv1x1", "last 1/3"),
+    ]
+    assert load_policy("conv1x1_half_fwht").options["block_size"] is None
 
 
 def test_the_paper_s_policy_is_picked_by_the_architecture():

@@ -3,12 +3,11 @@
 ``backbone=timm/regnetx_002`` and ``backbone=torchvision/vgg11_bn`` need no file, and neither do
 ``backbone=my_package.models:net`` and ``dataset=my_package.data:photos`` of one's own (:mod:`whtnet.extensions`); the
 command lines call :func:`register_backbones` before they compose. ``policy=mine.yaml`` is a file of the working folder;
-a policy that has no file includes itself by name, so that the package says which there are, or what it is called now.
+one that has no file is what had this name in 0.1, or includes itself by name, so that the package says which there are.
 """
 
 import re
 from pathlib import Path
-from typing import Any
 
 from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
@@ -67,10 +66,14 @@ class BackboneSource(ConfigSource):
             return ConfigResult(self.provider, self.path, OmegaConf.create(settings), header={"package": None})
         if policy := _POLICY.fullmatch(config_path):
             file = Path(f"{policy[1]}.yaml")
-            data: Any = {"name": policy[1], "include": [policy[1]], "fraction": None, "options": {}}
             if file.is_file():
                 data = read_yaml(file)
                 data = {"name": file.stem, "options": {}, **data} if isinstance(data, dict) else data
+            else:
+                from whtnet.policy.rules import renamed_policy  # loads PyTorch, which tab completion does without
+
+                data = renamed_policy(policy[1])
+                data = data or {"name": policy[1], "include": [policy[1]], "fraction": None, "options": {}}
             return ConfigResult(self.provider, self.path, OmegaConf.create(data), header={"package": "policy"})
         match = _PATH.fullmatch(config_path)
         if match is None:

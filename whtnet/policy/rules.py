@@ -1,13 +1,16 @@
 """Policies as data: an ordered list of rules that say which sites of a network get which layer."""
 
 import dataclasses
+import functools
 import re
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import yaml
 from torch import nn
 
 from whtnet.errors import UserError, did_you_mean
@@ -191,7 +194,7 @@ def _included(name: str, fraction: Mapping[str, Any]) -> tuple[Rule, ...]:
 
 
 # What policies were called, and how the same is said now.
-_RENAMED = {
+_RENAMED: dict[str | Path, str] = {
     "ht_perceptron": "ht2023/1path",
     "fwht2021_947k": "fwht2021/947k",
     "fwht2021_540k": "fwht2021/540k",
@@ -217,6 +220,8 @@ _RENAMED = {
 def load_policy(name_or_path: str | Path) -> Policy:
     """Read a shipped policy by name (``"paper"``, ``"ht2023/1path"``), or any policy from a YAML file.
 
+    A name that a policy had in 0.1 still serves, with a warning that says what it is called now.
+
     Raises:
         PolicyError: if there is no such policy, or its file is malformed.
     """
@@ -226,6 +231,8 @@ def load_policy(name_or_path: str | Path) -> Policy:
 def _policy_data(name_or_path: str | Path) -> Any:
     if not isinstance(name_or_path, str | Path):
         raise PolicyError(f"{name_or_path!r} is no name of a policy; give one of {', '.join(shipped_policies())}")
+    if (renamed := renamed_policy(name_or_path)) is not None:
+        return renamed
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
         path = _shipped_folder() / f"{name_or_path}.yaml"
@@ -238,9 +245,21 @@ def _policy_data(name_or_path: str | Path) -> Any:
     return {"name": path.stem, **data} if isinstance(data, Mapping) else data
 
 
+def renamed_policy(name: str | Path) -> dict[str, Any] | None:
+    """The data of the policy that had this name in 0.1, with a warning that says its name now; None for other names."""
+    if name not in _RENAMED:
+        return None
+    warnings.warn(f"policy {name!r} is policy={_RENAMED[name]} now", FutureWarning, stacklevel=4)
+    base, *settings = _RENAMED[name].split()
+    data = _policy_data(base)
+    for setting in settings:
+        path, value = setting.removeprefix("+").removeprefix("policy.").split("=")
+        *groups, key = path.split(".")
+        functools.reduce(dict.__getitem__, groups, data)[key] = yaml.safe_load(value)
+    return data
+
+
 def _no_policy(name: str) -> str:
-    if name in _RENAMED:
-        return f"no policy {name!r} any more; it is policy={_RENAMED[name]}"
     return f"no policy {name!r}; {did_you_mean(name, shipped_policies())} (or give the path of a .yaml file)"
 
 
