@@ -501,6 +501,7 @@ def test_no_network_is_missing_data(name, tmp_path, monkeypatch):
     with pytest.raises(DatasetNotFoundError, match=rf"{name} was not found.*dataset\.root="):
         load_dataset(name, root=str(tmp_path / "new"))
     assert asked
+    assert not (tmp_path / "new").exists()
     monkeypatch.setattr("urllib.request.urlopen", lambda *a, **k: pytest.fail("must not download"))
     with pytest.raises(DatasetNotFoundError):
         load_dataset(name, root=str(tmp_path / "new"), download=False)

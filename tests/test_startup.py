@@ -92,7 +92,7 @@ def test_help_of_every_command_comes_without_pytorch(command):
         (["evaluate", "x", "--batch-size", "0"], "argument --batch-size: '0' is no whole number from 1; whtnet "),
         (["evaluate", "x", "--json", "."], "argument --json: '.' is a folder; give the name of a file; whtnet "),
         (["predict", "x", "y.png", "--top", "-1"], "argument --top: '-1' is no whole number from 1; whtnet predict "),
-        (["export", "x", "--to", "onxn"], "argument --to: invalid choice: 'onxn'"),
+        (["export", "x", "--to", "onxn"], "argument --to: there is no format 'onxn'; did you mean onnx?; whtnet "),
         (["export", "x", "--seconds", "soon"], "argument --seconds: 'soon' is no number of seconds above 0; whtnet "),
         (["table", "--seeds", "0;1"], "argument --seeds: '0;1' is no list of whole numbers such as 0,1,2; whtnet "),
         (["report", "--results", "nowhere"], "argument --results: there is no folder 'nowhere'; whtnet report "),

@@ -73,6 +73,7 @@ def test_a_pattern_that_fits_several_runs(type_in, model):
 def test_words_that_an_export_would_pass_over(type_in):
     assert "give --to onnx" in type_in("export", "nowhere", "onnx")[1]
     assert "only --to int8 reads images" in type_in("export", "nowhere", "dataset.root=x")[1]
+    assert "only --to int8 reads images" in type_in("export", "nowhere", "--to", "torch", "dataset.root=x")[1]
     assert "add onnx or int8 to --to" in type_in("export", "nowhere", "--to", "torch", "--time")[1]
 
 
@@ -97,6 +98,7 @@ def test_no_other_file_is_written_over(type_in, model, tmp_path):
 
 def test_an_export_without_its_data_writes_nothing(type_in, model, tmp_path):
     assert "unknown option dataset.nam" in type_in("export", model, "dataset.nam=x", "--to", "int8")[1]
+    assert "unknown option dataset.nam" in type_in("export", model, "--to", "int8", "dataset.nam=x")[1]
     assert not (tmp_path / "exports").exists()
 
 

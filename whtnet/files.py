@@ -137,7 +137,7 @@ def locked(path: Path) -> Iterator[None]:
             except OSError as error:
                 warnings.warn(f"{path}: no lock here ({error}); write from one process at a time", stacklevel=4)
             # A writer before us may have replaced the file while we waited: then ours is the lock of the old one.
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            if _is_still(path, file):
                 yield
                 return
 

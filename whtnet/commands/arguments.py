@@ -37,7 +37,11 @@ def read_arguments(name: str) -> argparse.Namespace:
         allow_abbrev=False,
     )
     _ADD[name](parser)
-    return parser.parse_intermixed_args()
+    arguments = parser.parse_intermixed_args()
+    if name == "export":  # --to takes all words that follow
+        arguments.overrides += [word for word in arguments.to if "=" in word]
+        arguments.to = [word for word in arguments.to if "=" not in word] or parser.get_default("to")
+    return arguments
 
 
 def _count(parser: CommandParser) -> None:
@@ -89,7 +93,7 @@ whtnet export MODEL --to onnx int8 tflite aoti torch safetensors --time
 int8 takes images of the data set to choose its scales, and compares its accuracy with the ONNX file's."""
     _model(parser)
     parser.add_argument("overrides", nargs="*", default=[], help="dataset.root=… for int8")
-    parser.add_argument("--to", nargs="+", choices=FORMATS, default=["onnx"], metavar="FORMAT", help=", ".join(FORMATS))
+    parser.add_argument("--to", nargs="+", type=_format, default=["onnx"], metavar="FORMAT", help=", ".join(FORMATS))
     parser.add_argument("--output", type=_new_folder, metavar="FOLDER", help="default: exports/MODEL")
     parser.add_argument("--time", action="store_true", help="time the ONNX files beside the unreplaced model's")
     parser.add_argument("--seconds", type=_seconds, default=2.0, help="of timing for each file and batch size")
@@ -170,6 +174,12 @@ def _seconds(text: str) -> float:
     if not re.fullmatch(r"[0-9]+(\.[0-9]*)?|\.[0-9]+", text) or float(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
     return float(text)
+
+
+def _format(text: str) -> str:
+    if text not in FORMATS and "=" not in text:
+        raise argparse.ArgumentTypeError(f"there is no format {text!r}; {did_you_mean(text, FORMATS)}")
+    return text
 
 
 def _folder(text: str) -> Path:

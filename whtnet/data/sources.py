@@ -1,5 +1,6 @@
 """Where images come from: every source gives a training split and a test split, decoded in memory or as files."""
 
+import contextlib
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -173,12 +174,23 @@ def _torchvision(place: Place, download: bool) -> Source:
         except (OSError, RuntimeError):
             if not download:
                 raise
-            with locked(place.root / ".download"):  # the runs of a sweep may all want it at once
-                sets = read(download=True)
+            sets = _download(place.root, read)
     except (OSError, RuntimeError) as error:  # not there or damaged; no network
         raise place.missing(error) from error
     train, test = (Split(_as_rgb32(torch.as_tensor(s.data)), torch.as_tensor(s.targets)) for s in sets)
     return Source(tuple(sets[0].classes), train, test, mean, std)
+
+
+def _download(root: Path, read: Callable[..., list[Any]]) -> list[Any]:
+    lock, new = root / ".download", [folder for folder in (root, *root.parents) if not folder.exists()]
+    with locked(lock):  # the runs of a sweep may all want it at once
+        try:
+            return read(download=True)
+        finally:
+            lock.unlink(missing_ok=True)
+            for folder in (*sorted(root.rglob("*"), reverse=True), *new) if new else ():
+                with contextlib.suppress(OSError):  # a file, or not empty
+                    folder.rmdir()
 
 
 _SPLIT = ("images", "labels")
