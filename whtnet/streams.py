@@ -36,7 +36,9 @@ def guarded_streams() -> Iterator[None]:
         if end.code or not refused:
             raise
     finally:
-        sys.stdout, sys.stderr = before
+        for name, ours, theirs in zip(("stdout", "stderr"), streams, before, strict=True):
+            if getattr(sys, name) is ours:  # else somebody has put another one in its place
+                setattr(sys, name, theirs)
     if refused:
         sys.exit(1)
 
