@@ -80,7 +80,7 @@ def test_the_sites_of_a_rule_may_be_written_in_several_ways():
 NUMBERS = st.integers(1, 50)
 
 
-@given(NUMBERS, NUMBERS, st.lists(st.floats(0, 1), max_size=3), st.randoms())
+@given(NUMBERS, NUMBERS, st.lists(st.floats(0, 1, width=32, allow_subnormal=False), max_size=3), st.randoms())
 def test_numbers_lists_and_order_do_not_matter(lr, padding, milestones, random):
     written = {"epochs": 4, "lr": lr, "milestones": milestones, "ema_decay": 0, "gamma": 1}
     names = list(written)
@@ -104,7 +104,7 @@ VALUES = {
     "epochs": NUMBERS,
     "batch_size": NUMBERS,
     "lr": st.floats(0.001, 1),
-    "warmup": st.floats(0, 0.9),
+    "warmup": st.floats(0, 0.875, width=32, allow_subnormal=False),
     "nesterov": st.booleans(),
     "schedule": st.sampled_from(["multistep", "onecycle"]),
 }

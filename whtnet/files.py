@@ -190,7 +190,7 @@ def _locked_at_once(lock: Path) -> Iterator[None]:
                 return
 
 
-def _is_still(path: Path, file: IO[str]) -> bool:
+def _is_still(path: Path, file: IO[Any]) -> bool:
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:

@@ -107,13 +107,16 @@ def _check(values: Mapping[str, Any], annotations: Mapping[str, Any], group: str
             raise error(f"{group}.{name} must be {_expected(problem)}, got {values[name]!r}") from None
 
 
+_LEAST, _MOST = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # normal numbers of float32
+
+
 def _beyond(value: Any) -> int | float | None:
     """A number in plain data that has no place in 64 bits, or as a float in float32; None if there is none."""
     match value:
         case int():
             return None if -(2**63) <= value < 2**63 else value
         case float():
-            return None if value == 0 or not math.isfinite(value) or 1.2e-38 <= abs(value) <= 3.4e38 else value
+            return None if value == 0 or not math.isfinite(value) or _LEAST <= abs(value) <= _MOST else value
         case list() | tuple():
             return next((found for item in value if (found := _beyond(item)) is not None), None)
         case Mapping():
