@@ -37,11 +37,7 @@ def read_arguments(name: str) -> argparse.Namespace:
         allow_abbrev=False,
     )
     _ADD[name](parser)
-    arguments = parser.parse_intermixed_args()
-    if name == "export":  # --to takes all words that follow
-        arguments.overrides += [word for word in arguments.to if "=" in word]
-        arguments.to = [word for word in arguments.to if "=" not in word] or parser.get_default("to")
-    return arguments
+    return parser.parse_intermixed_args()
 
 
 def _count(parser: CommandParser) -> None:

@@ -28,6 +28,8 @@ TIMED_BATCHES = (1, 64)
 def main(arguments: argparse.Namespace) -> None:
     """Export, check, time."""
     trust(arguments.trust)
+    arguments.overrides += [word for word in arguments.to if "=" in word]  # --to takes all words that follow
+    arguments.to = [word for word in arguments.to if "=" not in word] or ["onnx"]
     _check(arguments)
     model = Classifier.load(arguments.model)
     # Before anything is written: data may not be there.
