@@ -249,6 +249,18 @@ def reproduce(tmp_path, monkeypatch):
     return call
 
 
+def test_update_measures_what_is_committed_only(reproduce, tmp_path, monkeypatch, capsys):
+    changed = ["a.py", "b.py", "c.py", "d.py"]
+    monkeypatch.setattr(table_command, "local_changes", lambda folder: changed if folder == tmp_path else [])
+    with pytest.raises(SystemExit):
+        reproduce("--update")
+    assert "a.py, b.py, c.py and 1 more differ from it: commit first" in capsys.readouterr().err.replace("\n", " ")
+    assert not (tmp_path / "results").exists()
+    with pytest.raises(SystemExit):
+        reproduce("--update", "--no-training")
+    assert "holds nothing of table 'tiny'" in capsys.readouterr().err
+
+
 def test_reproduce_trains_what_is_missing_beside_the_reference(reproduce, tmp_path, capsys):
     reference = reproduce("--update", "--rows", "baseline")
     assert [(r["table"], r["row"], r["seed"]) for r in reference] == [("tiny", "baseline", 0), ("tiny", "baseline", 1)]

@@ -230,8 +230,13 @@ def test_environment_tells_a_clean_checkout_from_a_dirty_one_and_from_none(tmp_p
     atomic_write(tmp_path / "results" / "runs" / "t" / "a.json", "{}\n")
     atomic_write(tmp_path / "README.md", "tables\n")
     assert state() == (commit, False)
+    assert records.local_changes(tmp_path) == []
     atomic_write(tmp_path / "pkg" / "new.py", "")
     assert state() == (commit, True)
+    atomic_write(tmp_path / "pkg" / "records.py", "")
+    assert records.local_changes(tmp_path) == ["pkg/records.py", "pkg/new.py"]
     assert state(".venv/lib/tracking.py") == (None, None)
+    assert records.local_changes(tmp_path.parent) == []
     monkeypatch.setenv("PATH", "")
     assert state() == (None, None)
+    assert records.local_changes(tmp_path) == []

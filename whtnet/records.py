@@ -231,18 +231,29 @@ def environment(device: torch.device | str) -> dict[str, Any]:
 _MADE = ("results", "README.md", "docs")  # what --update writes: tables of records, and pages that show them
 
 
-def _checkout() -> tuple[str | None, bool | None]:
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        ).stdout.strip()
+def local_changes(folder: Path) -> list[str]:
+    """Files of a checkout that differ from its commit, untracked ones too, as paths from its top folder.
 
+    Not those that runs write: results/, README.md and docs/. None outside a checkout, or without git.
+    """
     try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)  # else: a wheel inside somebody else's checkout
-        dirty = git("status", "--porcelain", "--", ":/", *(f":(top,exclude){made}" for made in _MADE))
-        return git("rev-parse", "HEAD"), bool(dirty)
+        changed = _git(folder, "status", "--porcelain", "--", ":/", *(f":(top,exclude){made}" for made in _MADE))
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    return [line[3:] for line in changed.splitlines()]
+
+
+def _checkout() -> tuple[str | None, bool | None]:
+    here = Path(__file__)
+    try:
+        _git(here.parent, "ls-files", "--error-unmatch", here.name)  # else: a wheel inside somebody else's checkout
+        return _git(here.parent, "rev-parse", "HEAD").strip(), bool(local_changes(here.parent))
     except (OSError, subprocess.CalledProcessError):
         return None, None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout
 
 
 def _version(package: str) -> str | None:

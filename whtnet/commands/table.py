@@ -10,6 +10,7 @@ from whtnet.commands.places import PLACE, ROOT
 from whtnet.console import console, exit_on_user_error
 from whtnet.errors import UserError
 from whtnet.extensions import trust_typed
+from whtnet.records import local_changes
 from whtnet.tables import (
     Asked,
     Identities,
@@ -35,6 +36,9 @@ QUICK = ("parameters", "digits")
 _OPTIONS = {"training": ("rows", "seeds", "recipe", "override", "jobs"), "layers": ("override",)}
 """Those that tables of a kind heed, beyond what all do."""
 
+_OF_A_COMMIT = ("training", "speed", "deployment")
+"""Kinds of tables whose numbers name the commit that they were measured at."""
+
 
 @exit_on_user_error
 def main(arguments: argparse.Namespace) -> None:
@@ -56,6 +60,8 @@ def main(arguments: argparse.Namespace) -> None:
 def _check(specs: Sequence[TableSpec], folders: Folders, arguments: argparse.Namespace) -> None:
     """Find what can't be, or would be passed over, before the first table is made."""
     _check_use(specs, arguments)
+    if arguments.update and not arguments.no_training and any(spec.kind in _OF_A_COMMIT for spec in specs):
+        _check_committed(folders.root)
     for spec in specs:
         if spec.kind == "training":
             asked = asked_runs(spec, folders, arguments)
@@ -73,6 +79,16 @@ def _check_use(specs: Sequence[TableSpec], arguments: argparse.Namespace) -> Non
     if unused := sorted(given - used):
         names = ", ".join(spec.name for spec in specs)
         raise TableError(f"--{unused[0]} does nothing for {names}; it is for tables that train")
+
+
+def _check_committed(root: Path) -> None:
+    """See whether the code is that of a commit: else nobody could repeat what the project would publish."""
+    if changed := local_changes(root):
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise UserError(
+            f"--update names the commit of what it measures, and {', '.join(changed[:3])}{more} differ from it: "
+            "commit first, or leave --update out"
+        )
 
 
 def _list_tables(experiments: Path) -> None:
