@@ -2,11 +2,13 @@
 
 import copy
 import pickle
+from collections import Counter
 
 import pytest
 import timm
 import torch
 from timm.data import resolve_model_data_config
+from timm.optim import create_optimizer_v2
 from torch import nn
 
 from whtnet import PreGAPFWHT2d, apply_policy_
@@ -112,6 +114,40 @@ def test_other_ways_to_features(wrapper):
     maps = list(maps.values()) if wrapper == "dict" else maps
     expected = create("whtnet_resnet20_paper", features_only=True)(x)
     assert all(a.equal(b) for a, b in zip(maps, expected, strict=True))
+
+
+@every_model
+def test_layer_decay_and_gradient_checkpointing(name):
+    """Learning rates rise from the stem to the classifier; gradients are those of a network that keeps its maps."""
+    model, x = create(name), images(name)
+    scales = {}
+    for group in create_optimizer_v2(model, "sgd", lr=0.1, layer_decay=0.5).param_groups:
+        scales |= {id(parameter): group["lr_scale"] for parameter in group["params"]}
+    ordered = [scales[id(parameter)] for parameter in model.parameters()]
+    assert ordered[0] == min(ordered) < max(ordered) == ordered[-1] == 1
+
+    def gradients():
+        model.zero_grad()
+        model(x).square().mean().backward()
+        return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+
+    kept, calls = gradients(), Counter()
+    for module in model.modules():
+        if isinstance(module, SpectralLayer):
+            module.register_forward_hook(lambda module, *_: calls.update([module]))
+    model.set_grad_checkpointing()
+    for a, b in zip(kept, gradients(), strict=True):
+        torch.testing.assert_close(a, b)
+    assert max(calls.values()) == 2
+
+
+def test_no_number_of_classes_below_zero():
+    with pytest.raises(ValueError, match="num_classes must be 0 .* got -1"):
+        CifarResNet(num_classes=-1)
+    model = CifarResNet()
+    with pytest.raises(ValueError, match="num_classes must be 0 .* got -1"):
+        model.reset_classifier(-1)
+    assert model.num_classes == model.fc.out_features == 10
 
 
 def test_maps_that_there_are_not():

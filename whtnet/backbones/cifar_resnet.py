@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from timm.layers import DropPath, SelectAdaptivePool2d
+from timm.models import checkpoint_seq
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -62,10 +63,11 @@ class CifarResNet(nn.Module):
         in_chans: as above.
         drop_rate: as above.
         num_features: channels of what ``forward_features`` gives.
+        grad_checkpointing: whether the backward pass computes the blocks' insides again instead of keeping them.
         feature_info: what ``forward_intermediates`` gives: channels and reduction of each stage.
 
     Raises:
-        ValueError: for a depth that is not 6n + 2, or an unknown form.
+        ValueError: for a depth that is not 6n + 2, an unknown form, or a negative number of classes.
     """
 
     def __init__(
@@ -82,10 +84,12 @@ class CifarResNet(nn.Module):
             raise ValueError(f"depth must be 6n + 2 (20, 32, 44, 56, 110), got {depth}")
         if form not in FORMS:
             raise ValueError(f"unknown form {form!r}; choose one of {', '.join(FORMS)}")
+        _check_classes(num_classes)
         n = (depth - 2) // 6
         drops = [drop_path_rate * i / (3 * n - 1) for i in range(3 * n)]
         self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
         self.num_features = self.head_hidden_size = 64
+        self.grad_checkpointing = False
         self.feature_info: list[dict[str, Any]] = [
             {"num_chs": channels, "reduction": reduction, "module": module}
             for channels, reduction, module in (
@@ -117,7 +121,9 @@ class CifarResNet(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """``(N, in_chans, H, W)`` → the last map, ``(N, 64, H / 4, W / 4)``."""
         x = self.relu(self.bn1(self.conv1(x)))
-        return self.layer3(self.layer2(self.layer1(x)))
+        for stage in (self.layer1, self.layer2, self.layer3):
+            x = self._run(stage, x)
+        return x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """The last map → class scores, or with ``pre_logits`` what the classifier takes."""
@@ -127,6 +133,22 @@ class CifarResNet(nn.Module):
         if self.drop_rate:
             x = F.dropout(x, self.drop_rate, self.training)
         return x if pre_logits else self.fc(x)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trade time for memory in training, block by block.
+
+        The forward pass of each block is computed a second time, so running statistics of its batch norms move twice
+        a step, as in timm's models.
+        """
+        self.grad_checkpointing = enable
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """Regular expressions for parameters that belong together, from the input on: for timm's ``layer_decay``.
+
+        Args:
+            coarse: by stage instead of by block.
+        """
+        return {"stem": r"^conv1|bn1", "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"}
 
     def get_classifier(self) -> nn.Module:
         """The last layer."""
@@ -141,8 +163,9 @@ class CifarResNet(nn.Module):
                 before it stays.
 
         Raises:
-            ValueError: for a classifier of what is not pooled.
+            ValueError: for a classifier of what is not pooled, or a negative number of classes.
         """
+        _check_classes(num_classes)
         if global_pool == "" and num_classes:
             raise ValueError(f"without pooling there is no classifier: num_classes must be 0, got {num_classes}")
         like = self.conv1.weight
@@ -184,7 +207,7 @@ class CifarResNet(nn.Module):
         maps = [x]
         stages = (self.layer1, self.layer2, self.layer3)
         for stage in stages[: max(wanted)] if stop_early else stages:
-            x = stage(x)
+            x = self._run(stage, x)
             maps.append(x)
         maps = [maps[i] for i in wanted]
         return maps if intermediates_only else (x, maps)
@@ -195,12 +218,15 @@ class CifarResNet(nn.Module):
         """Take off what comes after the maps that are asked for; see ``forward_intermediates``."""
         wanted = self._wanted(indices)
         for number in range(max(wanted) + 1, len(self.feature_info)):
-            setattr(self, f"layer{number}", nn.Identity())
+            setattr(self, f"layer{number}", nn.Sequential())
         self.num_features = self.head_hidden_size = self.feature_info[max(wanted)]["num_chs"]
         if prune_head:
             self.avgpool = nn.Identity()
             self.reset_classifier(0, "")
         return wanted
+
+    def _run(self, stage: nn.Sequential, x: Tensor) -> Tensor:
+        return checkpoint_seq(stage, x) if self.grad_checkpointing and torch.is_grad_enabled() else stage(x)
 
     def _wanted(self, indices: int | Sequence[int] | None) -> list[int]:
         there = list(range(len(self.feature_info)))
@@ -215,3 +241,8 @@ class CifarResNet(nn.Module):
 def _stage(in_channels: int, out_channels: int, stride: int, form: str, drops: Sequence[float]) -> nn.Sequential:
     first = BasicBlock(in_channels, out_channels, stride, form, drops[0])
     return nn.Sequential(first, *(BasicBlock(out_channels, out_channels, 1, form, drop) for drop in drops[1:]))
+
+
+def _check_classes(num_classes: int) -> None:
+    if num_classes < 0:
+        raise ValueError(f"num_classes must be 0 (pooled features) or more, got {num_classes}")
