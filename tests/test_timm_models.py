@@ -142,10 +142,10 @@ def test_layer_decay_and_gradient_checkpointing(name):
 
 
 def test_no_number_of_classes_below_zero():
-    with pytest.raises(ValueError, match="num_classes must be 0 .* got -1"):
+    with pytest.raises(ValueError, match=r"num_classes must be 0 .* got -1"):
         CifarResNet(num_classes=-1)
     model = CifarResNet()
-    with pytest.raises(ValueError, match="num_classes must be 0 .* got -1"):
+    with pytest.raises(ValueError, match=r"num_classes must be 0 .* got -1"):
         model.reset_classifier(-1)
     assert model.num_classes == model.fc.out_features == 10
 
