@@ -43,6 +43,7 @@ def trained(tmp_path_factory):
     (checkpoint,) = folder.rglob("checkpoint.pt")
     state = torch.load(checkpoint, weights_only=True)["model"]
     weights = {name: value.contiguous() for name, value in state.items()}
+    done["environment"]["dirty"] = False  # whatever the checkout of these tests is
     return {"table": "mine", "row": "a", "recipe": "short", **done}, layers, weights
 
 
@@ -54,6 +55,10 @@ def test_records_that_replay(trained, tmp_path):
     path = put_record(tmp_path / "runs", {**kept, "row": "b", "settings": settings})
     (name,) = failures(check_records(results_of(tmp_path)))
     assert name == f"mine/{path.name}"
+    put_record(tmp_path / "runs", {**kept, "environment": {**kept["environment"], "dirty": True}})
+    found = failures(check_records(results_of(tmp_path)))
+    assert len(found) == 2
+    assert "made with local changes, which no commit has" in found.values()
 
 
 @pytest.fixture(scope="module")

@@ -63,14 +63,14 @@ def passed_or_failed(name: str, problem: str) -> Check:
 
 
 def check_records(results: Results) -> Iterator[Check]:
-    """Every record replays: its settings make an experiment again, and the identity that it says."""
+    """Every record replays: its settings make the experiment that it says again, and its commit is the code."""
     for record in results.records:
+        problem = "made with local changes, which no commit has" if record["environment"]["dirty"] else ""
         try:
             Experiment.from_record(record)
         except UserError as error:
-            yield Check(record_file(record), FAILED, str(error))
-        else:
-            yield Check(record_file(record), PASSED)
+            problem = str(error)
+        yield passed_or_failed(record_file(record), problem)
 
 
 def counts_again(spec: TableSpec) -> bool:
