@@ -502,6 +502,10 @@ def test_no_network_is_missing_data(name, tmp_path, monkeypatch):
         load_dataset(name, root=str(tmp_path / "new"))
     assert asked
     assert not (tmp_path / "new").exists()
+    (tmp_path / "there").mkdir()
+    with pytest.raises(DatasetNotFoundError):
+        load_dataset(name, root=str(tmp_path / "there" / "new" / "newer"))
+    assert list((tmp_path / "there").iterdir()) == []
     monkeypatch.setattr("urllib.request.urlopen", lambda *a, **k: pytest.fail("must not download"))
     with pytest.raises(DatasetNotFoundError):
         load_dataset(name, root=str(tmp_path / "new"), download=False)

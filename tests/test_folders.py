@@ -227,6 +227,46 @@ def test_a_tar_that_is_cut_or_damaged_between_its_files_is_refused(tmp_path):
             list_images(path)
 
 
+def test_a_tar_in_a_tar_ends_where_its_own_content_does(tmp_path):
+    inner = write(tmp_path / "inner", ["1.png"], "tar").read_bytes()
+    endless = inner[: 512 + -(-len(PNG) // 512) * 512]  # what follows it in the other tar looks like more of it
+    path = write(tmp_path / "outer", {"cat.tar": endless, "dog/1.png": PNG}, "tar")
+    with pytest.raises(DatasetError, match="cat is cut off, damaged or compressed after 1 files"):
+        list_images(path)
+
+
+def test_tars_one_behind_the_other_are_refused(tmp_path):
+    first, second = (write(tmp_path / name, [f"{name}/1.png"], "tar").read_bytes() for name in ("cat", "dog"))
+    (tmp_path / "both.tar").write_bytes(first + second)
+    inside = write(tmp_path / "inside", {"pets.tar": first + second}, "tar")
+    for path, which in ((tmp_path / "both.tar", "it"), (inside, "pets")):
+        with pytest.raises(DatasetError, match=rf"{path}.*: {which} goes on after its end, .*tar --ignore-zeros -xf"):
+            list_images(path)
+    (tmp_path / "padded.tar").write_bytes(first + bytes(100_000))
+    assert labelled(list_images(tmp_path / "padded.tar")) == {"cat/1.png": "cat"}
+
+
+def test_depth_has_no_limit_but_that_of_tars_in_one_another(tmp_path):
+    folders = [f"{tmp_path}/train{'/d' * depth}" for depth in range(sys.getrecursionlimit() + 200)]
+    for folder in folders:
+        os.mkdir(folder)
+    image = Path(folders[-1], "1.png")
+    image.write_bytes(PNG)
+    (entry,) = list_images(tmp_path / "train").entries
+    assert (entry.name.count("/"), entry.size) == (len(folders) - 1, len(PNG))
+    image.unlink()  # pytest can't remove what is so deep
+    for folder in reversed(folders):
+        os.rmdir(folder)
+    content = PNG
+    for _ in range(sys.getrecursionlimit()):
+        info = tarfile.TarInfo("a.tar")
+        info.size = len(content)
+        content = info.tobuf() + content + bytes(-len(content) % 512 + 1024)
+    (tmp_path / "deep.tar").write_bytes(content)
+    with pytest.raises(DatasetError, match=r"deep\.tar has too many tars in one another"):
+        list_images(tmp_path / "deep.tar")
+
+
 def test_depths_that_cannot_be(tmp_path):
     for depth in (0, -1):
         with pytest.raises(DatasetError, match=rf"class_depth must be at least 1, got {depth}"):

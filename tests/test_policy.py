@@ -384,6 +384,7 @@ RULE = "match: conv3x3, replace: FWHT2d"
     ("text", "words"),
     [
         (b"name: J\xfcrgen", "mine.yaml: not valid YAML"),
+        (b"[" * 2000, "mine.yaml: not valid YAML"),
         (b"rules:\n\t- {}", r"mine.yaml: not valid YAML.*'\\t'.*line 2"),
         (f"rules: [{{{RULE}, match: conv1x1}}]".encode(), "the key 'match' stands there twice .*line 1"),
         (b"include: [3]", "3 is no name of a policy; give one of "),

@@ -133,6 +133,16 @@ def test_two_processes_never_share_a_folder(tmp_path):
         other.join()
 
 
+def test_a_folder_that_was_held_stays_if_it_was_there_or_used(tmp_path):
+    for name in ("unused/run", "used/run", "used"):
+        with exclusive_folder(tmp_path / name):
+            (tmp_path / name / "empty").mkdir()
+            if name == "used/run":
+                (tmp_path / name / "file").write_text("")
+    found = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*"))
+    assert found == ["used", "used/empty", "used/run", "used/run/empty", "used/run/file"]
+
+
 def test_errors_come_before_anything_is_written(tmp_path):
     for bad, kind, word in [
         (experiment(device="tpu9"), ConfigError, "device"),

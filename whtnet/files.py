@@ -79,7 +79,7 @@ def read_yaml(path: Path) -> Any:
     try:
         with path.open(encoding="utf-8") as file:
             return yaml.load(file, _UniqueKeys)
-    except (yaml.YAMLError, ValueError) as error:  # an undecodable byte is a ValueError
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # an undecodable byte is a ValueError
         raise FileError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
 
 
@@ -153,16 +153,25 @@ def exclusive_folder(folder: Path) -> Iterator[None]:
         FileError: where the folder cannot be written.
     """
     lock = folder / ".lock"
-    new = [place for place in (folder, *folder.parents) if not place.exists()]
-    with _locked_at_once(lock):
+    with removed_unless_used(folder), _locked_at_once(lock):
         for left in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
             left.unlink(missing_ok=True)
         try:
             yield
         finally:
             lock.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # not empty
-                for place in new:
+
+
+@contextmanager
+def removed_unless_used(folder: Path) -> Iterator[None]:
+    """Remove ``folder``, and those above it that are new too, if it is new and no file lies in it in the end."""
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        yield
+    finally:
+        if new and not any(place.is_file() for place in folder.rglob("*")):
+            for place in (*sorted(folder.rglob("*"), reverse=True), *new):
+                with contextlib.suppress(OSError):  # another process has just used it
                     place.rmdir()
 
 

@@ -6,6 +6,7 @@ ending, whatever its case, if Pillow reads such files. Hidden files and folders 
 ``__MACOSX``), other files, and images outside the class folders are skipped and counted.
 """
 
+import functools
 import hashlib
 import io
 import os
@@ -15,7 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import IO, BinaryIO, NamedTuple, cast
 
 from whtnet.data.errors import DatasetError
 from whtnet.data.pixels import image_suffixes
@@ -212,27 +213,27 @@ def _stamp(path: Path) -> tuple[int, int]:
     return status.st_mtime_ns, status.st_size
 
 
-def _walk_folder(
-    folder: Path, stamps: dict[Path, tuple[int, int]], below: str = "", above: tuple[Path, ...] = ()
-) -> Iterator[_Found]:
+def _walk_folder(root: Path, stamps: dict[Path, tuple[int, int]]) -> Iterator[_Found]:
     """Everything in a folder, through links; hidden folders are named but not entered."""
-    here = folder.resolve()
-    if here in above:  # a link to a folder that it lies in
-        return
-    stamps[folder] = _stamp(folder)
-    try:
-        with os.scandir(folder) as items:
-            for item in items:
-                name = f"{below}{item.name}"
-                target = Path(item.path) if item.is_symlink() else item  # a path also stands a link to itself
-                if target.is_dir():
-                    yield f"{name}/", 0, 0
-                    if not _is_hidden(item.name):
-                        yield from _walk_folder(Path(item.path), stamps, f"{name}/", (*above, here))
-                else:
-                    yield name, 0, target.stat().st_size if target.is_file() else None
-    except OSError as error:
-        raise DatasetError(f"{folder} can't be read: {error.strerror or error}; see to its rights") from error
+    # Each with what the names in it begin with, and its real path after those of the folders that it lies in.
+    ahead = [(root, "", (os.path.realpath(root),))]
+    while ahead:
+        folder, below, reals = ahead.pop()
+        stamps[folder] = _stamp(folder)
+        try:
+            with os.scandir(folder) as items:
+                for item in items:
+                    name = f"{below}{item.name}"
+                    target = Path(item.path) if item.is_symlink() else item  # a path also stands a link to itself
+                    if target.is_dir():
+                        yield f"{name}/", 0, 0
+                        real = os.path.realpath(target) if item.is_symlink() else os.path.join(reals[-1], item.name)
+                        if not _is_hidden(item.name) and real not in reals:  # else a link to a folder that it lies in
+                            ahead.append((Path(item.path), f"{name}/", (*reals, real)))
+                    else:
+                        yield name, 0, target.stat().st_size if target.is_file() else None
+        except OSError as error:
+            raise DatasetError(f"{folder} can't be read: {error.strerror or error}; see to its rights") from error
 
 
 def _read_tar(path: Path, stamps: dict[Path, tuple[int, int]]) -> Iterable[_Found]:
@@ -243,11 +244,18 @@ def _read_tar(path: Path, stamps: dict[Path, tuple[int, int]]) -> Iterable[_Foun
             return {found[0]: found for found in _walk_tar(file)}.values()  # of two of one name the later counts
     except (OSError, tarfile.TarError) as error:
         raise DatasetError(f"{path} can't be read as a tar without compression: {error}") from error
+    except RecursionError as error:
+        raise DatasetError(f"{path} has too many tars in one another; unpack them into folders") from error
 
 
-def _walk_tar(file: BinaryIO, below: str = "") -> Iterator[_Found]:
-    written: dict[str, tarfile.TarInfo] = {}
-    with tarfile.open(fileobj=file, mode="r:") as tar:
+def _walk_tar(file: IO[bytes], start: int = 0, below: str = "") -> Iterator[_Found]:
+    """Everything in a tar that begins at ``start`` in the file that images are read from."""
+    this, written = below.rstrip("/") or "it", dict[str, tarfile.TarInfo]()
+    try:
+        tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115, closed below
+    except tarfile.ReadError as error:
+        raise _damaged(this, 0) from error
+    with tar:
         for member in tar:
             inner = _normal(member.name)
             name = below + inner
@@ -260,16 +268,21 @@ def _walk_tar(file: BinaryIO, below: str = "") -> Iterator[_Found]:
             elif not member.isreg() or member.issparse():
                 yield name, 0, None
             elif name.endswith(".tar"):
-                file.seek(member.offset_data)
-                yield from _walk_tar(file, name.removesuffix(".tar") + "/")
+                inside = cast("IO[bytes]", tar.extractfile(member))  # and no further, should its end be missing
+                yield from _walk_tar(inside, start + member.offset_data, name.removesuffix(".tar") + "/")
             else:
-                yield name, member.offset_data, member.size
+                yield name, start + member.offset_data, member.size
     file.seek(tar.offset)
     end = file.read(tarfile.BLOCKSIZE)
     if len(end) < tarfile.BLOCKSIZE or any(end):  # tarfile takes anything but a member for the end
-        raise tarfile.ReadError(
-            f"{below.rstrip('/') or 'it'} is cut off, damaged or compressed after {len(written)} files"
-        )
+        raise _damaged(this, len(written))
+    if any(block.strip(b"\0") for block in iter(functools.partial(file.read, 1 << 20), b"")):
+        remedy = "as tars one behind the other do; `tar --ignore-zeros -xf` unpacks all of it"
+        raise tarfile.ReadError(f"{this} goes on after its end, {remedy}")
+
+
+def _damaged(this: str, files: int) -> tarfile.ReadError:
+    return tarfile.ReadError(f"{this} is cut off, damaged or compressed after {files} files")
 
 
 def _normal(name: str) -> str:

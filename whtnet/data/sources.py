@@ -1,6 +1,5 @@
 """Where images come from: every source gives a training split and a test split, decoded in memory or as files."""
 
-import contextlib
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +21,7 @@ from whtnet.data.hub import open_hub
 from whtnet.data.places import Place, list_splits, open_folders
 from whtnet.data.splits import Files, Split, Triple, stratified_split
 from whtnet.extensions import call_extension, is_extension
-from whtnet.files import locked
+from whtnet.files import locked, removed_unless_used
 from whtnet.settings import check_arguments, defaults_of
 
 SMALL_SET = 10_000  # images; up to here images of any size are resized once and kept
@@ -182,15 +181,12 @@ def _torchvision(place: Place, download: bool) -> Source:
 
 
 def _download(root: Path, read: Callable[..., list[Any]]) -> list[Any]:
-    lock, new = root / ".download", [folder for folder in (root, *root.parents) if not folder.exists()]
-    with locked(lock):  # the runs of a sweep may all want it at once
+    lock = root / ".download"
+    with removed_unless_used(root), locked(lock):  # the runs of a sweep may all want it at once
         try:
             return read(download=True)
         finally:
             lock.unlink(missing_ok=True)
-            for folder in (*sorted(root.rglob("*"), reverse=True), *new) if new else ():
-                with contextlib.suppress(OSError):  # a file, or not empty
-                    folder.rmdir()
 
 
 _SPLIT = ("images", "labels")
