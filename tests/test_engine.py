@@ -455,6 +455,26 @@ def test_compiled_models_train_and_keep_clean_keys(tmp_path):
     assert compiled["train_loss"] == pytest.approx(plain["train_loss"], rel=1e-3)
 
 
+def test_frozen_parts_stay_as_they_are_and_all_else_is_trained():
+    model = make_model(dropout=0.5).eval()  # as it comes from an evaluation
+    frozen, norms = model.layer1, [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    frozen.requires_grad_(False)
+    model.layer2[0].bn1.requires_grad_(False).train()  # its statistics go on
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    modes = []
+    train(model, config(epochs=2), on_network=lambda *_: modes.append([m for m in model.modules() if not m.training]))
+    assert modes == [list(frozen.modules())] * 2
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    still = {f"layer2.0.bn1.{name}" for name in ("weight", "bias")}
+    assert changed == {name for name in before if not name.startswith("layer1.")} - still
+    assert [norm.num_batches_tracked.item() > 0 for norm in norms] == [norm not in frozen.modules() for norm in norms]
+
+
+def test_a_model_in_evaluation_mode_is_trained_like_one_in_training_mode():
+    histories = [train(model, config()).history for model in (make_model(dropout=0.5), make_model(dropout=0.5).eval())]
+    assert timeless(histories[0]) == timeless(histories[1])
+
+
 # --- CUDA graphs ---
 
 

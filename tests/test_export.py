@@ -12,7 +12,15 @@ import yaml
 from shipped import ROOT
 
 from whtnet.classifier import Classifier
-from whtnet.export import TOLERANCE, ExportError, export_aoti, export_onnx, export_tflite
+from whtnet.export import (
+    TOLERANCE,
+    ExportError,
+    export_aoti,
+    export_onnx,
+    export_safetensors,
+    export_tflite,
+    export_torch,
+)
 from whtnet.export.products import ChannelProducts, as_products
 from whtnet.layers import BWHT1d, FWHT2d, HTPerceptron2d, PreGAPFWHT2d, SpectralLayer
 
@@ -112,6 +120,24 @@ def test_an_onnx_file_follows_its_parameters(tmp_path):
 # --- TFLite ---
 
 
+@pytest.mark.parametrize(
+    ("export", "needs"),
+    [
+        pytest.param(export_torch, "torch", marks=pytest.mark.slow),
+        (export_safetensors, "safetensors"),
+        (export_tflite, "ai_edge_litert"),
+        pytest.param(export_onnx, "onnxruntime", marks=pytest.mark.slow),
+    ],
+)
+def test_an_export_leaves_every_module_in_its_mode(tmp_path, export, needs):
+    pytest.importorskip(needs)
+    model = build("paper/resnet20").train()
+    model.network.bn1.eval()
+    assert export(model, tmp_path / "model") < TOLERANCE  # of the model in evaluation mode
+    assert [name for name, module in model.named_modules() if not module.training] == ["network.bn1"]
+    assert model.network.layer1[0].bn1.num_batches_tracked == 0
+
+
 @pytest.fixture(scope="module")
 def tflite():
     pytest.importorskip("ai_edge_litert")
@@ -184,6 +210,7 @@ def test_a_compiled_package_runs_without_this_package(tmp_path):
     torch.manual_seed(0)
     model = Small(torch.nn.Conv2d(3, 8, 3, padding=1), FWHT2d(8), torch.nn.Flatten(), torch.nn.Linear(512, 3))
     assert export_aoti(model, tmp_path / "m.pt2") < TOLERANCE
+    assert model.training  # as before
     load = "import sys, torch, torch._inductor; f = torch._inductor.aoti_load_package(sys.argv[1])"
     code = f"{load}; print(f(torch.ones(2, 3, 8, 8)).tolist()); assert 'whtnet' not in sys.modules"
     command = [sys.executable, "-c", code, tmp_path / "m.pt2"]

@@ -39,7 +39,9 @@ def test_a_layer_that_can_do_the_same_learns_to():
     original = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), Imitable())
     model = copy.deepcopy(original)
     report = apply_policy_(model, {"rules": RULES["rules"][1:]}, (3, 16, 16))
+    original[0].eval()
     (fit,) = fit_layers_(model, original, report, images())
+    assert [module.training for module in original] == [False, True]
     assert fit.name == "1"
     assert fit.after < 1e-4 < fit.before
     x = images(1)[0]

@@ -216,7 +216,7 @@ def _stamp(path: Path) -> tuple[int, int]:
 def _walk_folder(root: Path, stamps: dict[Path, tuple[int, int]]) -> Iterator[_Found]:
     """Everything in a folder, through links; hidden folders are named but not entered."""
     # Each with what the names in it begin with, and its real path after those of the folders that it lies in.
-    ahead = [(root, "", (os.path.realpath(root),))]
+    ahead: list[tuple[Path, str, tuple[str, ...]]] = [(root, "", (os.path.realpath(root),))]
     while ahead:
         folder, below, reals = ahead.pop()
         stamps[folder] = _stamp(folder)

@@ -24,6 +24,7 @@ from whtnet.engine.mixing import Mixing
 from whtnet.engine.optimisation import clip_gradients_, learning_rate, make_schedule
 from whtnet.engine.precision import mixed_precision
 from whtnet.engine.state import PartOfEpoch, State
+from whtnet.modules import train_
 from whtnet.preemption import PreemptedError
 from whtnet.seeding import seed_everything
 from whtnet.settings import ConfigError
@@ -119,7 +120,7 @@ class Epochs:
             part.totals.zero_()  # the first process's has everyone's
         part.totals = part.totals.to(self.device)
         self.loaders.train.set_epoch(state.epoch, part.steps)
-        state.model.train()
+        train_(state.model)
         self.told = part.steps, distributed.all_reduce(part.totals)[0].item()
         return part
 

@@ -76,6 +76,10 @@ def fit(
     Under ``torchrun`` every process calls this with its shares of the batches, and takes the same steps as a single
     one would, up to rounding (see :class:`~whtnet.engine.global_batch.GlobalBatch`). The first one writes the files.
 
+    The model is put into training mode, except for its frozen parts: those modules in evaluation mode whose parameters
+    all have ``requires_grad`` False, with all that lies in them. A batch norm thus keeps its statistics after
+    ``norm.eval().requires_grad_(False)``; after one of the two alone it does not.
+
     Args:
         model: the classifier.
         loaders: batches of ``(N, C, H, W)`` images and labels, see :class:`whtnet.data.Loaders`.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from whtnet.classifier import Classifier
 from whtnet.errors import UserError
+from whtnet.modules import evaluation_mode
 
 TOLERANCE = 1e-4  # of the logits, in units of the largest one, at least 1
 
@@ -29,7 +30,9 @@ def example_images(model: Classifier, count: int) -> Tensor:
 
 @torch.no_grad()
 def check(model: Classifier, exported: Callable[[Tensor], Tensor], what: str) -> float:
-    """The largest difference between the logits of ``exported`` and of the model, for batches of 1 and 7.
+    """The largest difference between the logits of ``exported`` and of the model in evaluation mode.
+
+    Batches of 1 and 7 images are compared.
 
     Raises:
         ExportError: if it is above 1e-4.
@@ -37,7 +40,8 @@ def check(model: Classifier, exported: Callable[[Tensor], Tensor], what: str) ->
     difference = 0.0
     for count in _BATCHES:
         images = example_images(model, count)
-        expected = model(images)
+        with evaluation_mode(model):
+            expected = model(images)
         error = (exported(images) - expected).abs().max().item()
         difference = max(difference, error / max(1.0, expected.abs().max().item()))
     if not difference <= TOLERANCE:

@@ -20,7 +20,7 @@ def export_aoti(model: Classifier, path: Path) -> float:
         ExportError: if there is no C++ compiler, or the difference is above 1e-4.
     """
     program = torch.export.export(
-        as_products(model.eval()),
+        as_products(model),
         (example_images(model, 2),),
         dynamic_shapes=({0: torch.export.Dim("batch")},),
     )

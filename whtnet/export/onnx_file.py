@@ -25,7 +25,7 @@ def export_onnx(model: Classifier, path: Path) -> float:
     require(PACKAGES)
     with quietly():
         program: Any = torch.onnx.export(
-            as_products(model.eval()),
+            as_products(model),
             (example_images(model, 2),),
             dynamo=True,
             dynamic_shapes=({0: torch.export.Dim("batch")},),

@@ -8,6 +8,7 @@ import torch
 from whtnet.classifier import Classifier
 from whtnet.export.checks import check, example_images
 from whtnet.files import atomic_write
+from whtnet.modules import evaluation_mode
 
 
 def export_torch(model: Classifier, path: Path) -> float:
@@ -17,7 +18,8 @@ def export_torch(model: Classifier, path: Path) -> float:
         ExportError: if the difference is above 1e-4.
     """
     batch = torch.export.Dim("batch")
-    program = torch.export.export(model.eval(), (example_images(model, 2),), dynamic_shapes=({0: batch},))
+    with evaluation_mode(model):
+        program = torch.export.export(model, (example_images(model, 2),), dynamic_shapes=({0: batch},))
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
     buffer.seek(0)
@@ -32,5 +34,5 @@ def export_safetensors(model: Classifier, folder: Path) -> float:
     Raises:
         ExportError: if the difference is above 1e-4.
     """
-    model.eval().save_pretrained(folder)
+    model.save_pretrained(folder)
     return check(model, Classifier.load(folder), "the saved model")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from whtnet.modules import first_input
+from whtnet.modules import evaluation_mode, first_input
 from whtnet.policy.report import Report
 
 MAX_STEPS = 30  # of L-BFGS, for each layer
@@ -40,12 +40,12 @@ def fit_layers_(model: nn.Module, original: nn.Module, report: Report, images: S
         report: of :func:`apply_policy_`.
         images: batches ``(N, C, H, W)``, normalised, on the models' device.
     """
-    original.eval()
     fits = []
     for site in report.replacements:
         layer = model.get_submodule(site.name)
         if site.kind != "before_gap" and any(True for _ in layer.parameters()):
-            pairs = list(_activations(original, site.name, images))
+            with evaluation_mode(original):
+                pairs = list(_activations(original, site.name, images))
             before, after = _fit_(layer, pairs)
             fits.append(SiteFit(site.name, before, after))
     return fits

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from whtnet import distributed
 from whtnet.data import ImageDataset, Loaders
 from whtnet.inspection import layer_metrics
+from whtnet.modules import evaluation_mode
 from whtnet.tracking.curves import put_epoch, write_curves
 from whtnet.tracking.sink import Answers, Sink
 
@@ -74,7 +75,8 @@ class Follower:
     def _answers(self, network: nn.Module) -> Answers:
         from whtnet.evaluation import collect, measure_logits  # they need torchmetrics, which takes its time
 
-        logits, labels = collect(network.eval(), self.loaders.test)
+        with evaluation_mode(network):
+            logits, labels = collect(network, self.loaders.test)
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.dataset.mean, self.dataset.std))
         images = (self.images[:_SAMPLES].float().cpu() * std + mean).clamp(0, 1)
         return Answers(self.dataset.classes, logits, labels, measure_logits(logits, labels).confusion, images)

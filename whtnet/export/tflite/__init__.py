@@ -25,7 +25,7 @@ def export_tflite(model: Classifier, path: Path) -> float:
     require(PACKAGES)
     from whtnet.export.tflite.network import lower
 
-    written = lower(as_products(model.eval()), model.input_size)
+    written = lower(as_products(model), model.input_size)
     interpreter = tflite_interpreter(written)
 
     def run(images: Tensor) -> Tensor:
