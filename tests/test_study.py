@@ -124,8 +124,13 @@ def test_specifications_that_can_not_be(tmp_path, text, words):
         study_tables(load_spec(tmp_path, "s"), Results(tmp_path, tmp_path, Identities(compose_config)))
 
 
+def test_a_study_of_no_runs_names_the_table_that_makes_them(tables):
+    with pytest.raises(TableError, match=r"holds nothing of table 'trained'; make it with `.* TABLE=trained`"):
+        tables({})
+
+
 def test_a_study_needs_the_size_of_the_images(tables, tmp_path):
-    tables({})
+    tables({("paper", "short"): [80.0], ("soft", "short"): [84.0]})
     (tmp_path / "trained.yaml").write_text(TRAINED.replace("counted:", "networks:"))
     results = Results(tmp_path, tmp_path, Identities(compose_config))
     with pytest.raises(TableError, match="a study of it needs counted"):

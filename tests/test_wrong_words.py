@@ -88,6 +88,14 @@ def test_places_that_cannot_be_written_are_told_at_once(type_in, tmp_path):
         assert "File name too long" in type_in(*words)[1]
 
 
+def test_a_report_on_nothing_is_not_written(type_in, tmp_path):
+    (tmp_path / "empty").mkdir()
+    status, line = type_in("report", "--results", "empty")
+    assert status == 1
+    assert line.startswith("error: empty holds no table to report on; make the quick ones with `make reproduce-table`")
+    assert not any((tmp_path / "empty").iterdir())
+
+
 def test_no_other_file_is_written_over(type_in, model, tmp_path):
     (tmp_path / "record.json").write_text('{"format": 2}')
     for words in (["evaluate", model, "--json"], ["report", "--output"]):

@@ -28,7 +28,10 @@ def stored_tables(spec: TableSpec, results: Results) -> list[Table]:
     if spec.kind == "verdicts":
         return verdict_tables(spec, results)
     if spec.kind == "study":
-        return study_tables(spec, results)
+        tables = study_tables(spec, results)
+        if not any(table.rows for table in tables):
+            raise missing(results.spec(str(spec.of)), results)
+        return tables
     measured = results.measured(spec)
     if spec.kind == "training":
         runs = results.runs(spec)
