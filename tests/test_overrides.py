@@ -55,6 +55,16 @@ def test_other_mistakes_too(tmp_path, override):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_old_name_of_a_policy_is_told_in_a_line(tmp_path):
+    words = ["policy=conv1x1_third,conv1x1_half", *SMALL, "trainer.dry_run=true"]
+    done = run("train.py", "-m", *words, cwd=tmp_path)
+    assert done.stderr.splitlines() == [
+        "warning: policy 'conv1x1_third' is policy=conv1x1 policy.fraction=1/3 now",
+        "warning: policy 'conv1x1_half' is policy=conv1x1 policy.fraction=1/2 now",
+    ]
+    assert done.stdout.count("One batch trained") == 2
+
+
 # What Hydra's grammar has no reading for, in paths that people have.
 ODD_NAMES = [
     "Jürgen", "ü 1", "a=b", "a[1]", "a{b}", "a(b)", "copy (2)", "it's", 'a"b', "a\\", 'a\\"b', "#1", "a#b", "100%",

@@ -446,6 +446,20 @@ def test_old_names_serve_with_a_warning(name):
     assert policy.name == _RENAMED[name].split()[0]
 
 
+@pytest.mark.parametrize(
+    "use",
+    [
+        load_policy,
+        lambda name: apply_policy_(build_backbone("resnet20"), name),
+        lambda name: Policy.from_dict({"include": [name]}),
+    ],
+)
+def test_an_old_name_is_told_to_the_code_that_uses_it(use):
+    with pytest.warns(FutureWarning, match="is policy=conv1x1 policy.fraction=1/3 now") as told:
+        use("conv1x1_third")
+    assert [warning.filename for warning in told] == [__file__]
+
+
 @pytest.mark.filterwarnings("ignore:policy .* now:FutureWarning")
 def test_an_old_name_is_the_policy_with_its_settings():
     both = load_policy("squeeze_excite_conv1x1_third")

@@ -159,11 +159,24 @@ def test_a_config_that_there_is_not():
         compose_config([], "conf")
 
 
-@pytest.mark.parametrize("words", ["--multrun", "--cfg=foo", "-x", "--resolve", "--run --multirun"])
-def test_options_of_hydra(type_in, words):
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        ("--multrun", "did you mean --multirun?"),
+        ("--cfg=foo", "invalid choice: 'foo'"),
+        ("-x", "unrecognized"),
+        ("--resolve", "--resolve is for --cfg"),
+        ("--run --multirun", "--run, --multirun, "),
+        ("--config-name=count_params", "count_params is no config of a run; leave out --config-name"),
+        ("-m --config-name trainer/short.yaml seed=0,1", "trainer/short is no config of a run"),
+    ],
+)
+def test_options_of_hydra(type_in, tmp_path, words, answer):
     status, line = type_in("train", *words.split())
     assert status == 2
     assert line.startswith("error: ")
+    assert answer in line
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

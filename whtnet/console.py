@@ -4,17 +4,16 @@ import functools
 import statistics
 import sys
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, ParamSpec, TextIO, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from whtnet import distributed
-from whtnet.errors import UserError, limits_told
+from whtnet.errors import UserError, limits_told, warnings_told
 from whtnet.policy import Report, SiteFit
 from whtnet.preemption import EXIT_STATUS, PreemptedError, hand_on
 from whtnet.streams import guarded_streams
@@ -222,8 +221,7 @@ def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(main)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            with guarded_streams(), warnings.catch_warnings(), limits_told():
-                warnings.showwarning = _show_warning
+            with guarded_streams(), warnings_told(print_warning), limits_told():
                 return main(*args, **kwargs)
         except PreemptedError as error:
             if distributed.is_main_process():  # all processes know of it
@@ -248,17 +246,6 @@ def print_warning(text: str) -> None:
     """Tell in a line what may not be as it was meant; one process on each machine does."""
     if distributed.local_rank() == 0:
         error_console.print(f"warning: {' '.join(text.split())}", style="yellow")
-
-
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    print_warning(str(message))
 
 
 def print_error(error: UserError) -> None:

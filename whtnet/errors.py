@@ -1,10 +1,17 @@
-"""The one base of all errors that a user can mend: command lines print their message, without a traceback."""
+"""The one base of all errors that a user can mend: command lines print their message, without a traceback.
+
+Warnings, too: a library's point at the code that called it, a command's are lines.
+"""
 
 import contextlib
 import difflib
 import errno
+import functools
 import re
-from collections.abc import Iterable, Iterator
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 _SHOWN = 12
 _OF_THE_MACHINE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOSPC, errno.EIO}
@@ -41,6 +48,30 @@ def limits_told() -> Iterator[None]:
         asked = re.search(r"allocate (\d[\d.]* \w+)", str(error))
         wanted = f" for {asked[1]} at once" if asked else ""
         raise UserError(f"not enough memory{wanted}; take smaller batches or images, or a smaller network") from error
+
+
+_ON_THE_WAY = ("whtnet", "contextlib", "torch")
+
+
+def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn, with the place in the code that called this package, from however deep in it."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in _ON_THE_WAY:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
+
+
+@contextlib.contextmanager
+def warnings_told(tell: Callable[[str], None]) -> Iterator[None]:
+    """In here ``tell`` gets the text of each warning, once, and nobody the place in the code that it came from."""
+    tell_once = functools.cache(tell)
+
+    def show(message: Warning | str, *args: Any, **kwargs: Any) -> None:
+        tell_once(str(message))
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:

@@ -6,7 +6,6 @@ import secrets
 import stat
 import sys
 import tempfile
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import IO, Any
 
 import yaml
 
-from whtnet.errors import UserError
+from whtnet.errors import UserError, warn_caller
 
 if sys.platform == "win32":
     fcntl = None
@@ -135,7 +134,7 @@ def locked(path: Path) -> Iterator[None]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX)
             except OSError as error:
-                warnings.warn(f"{path}: no lock here ({error}); write from one process at a time", stacklevel=4)
+                warn_caller(f"{path}: no lock here ({error}); write from one process at a time")
             # A writer before us may have replaced the file while we waited: then ours is the lock of the old one.
             if _is_still(path, file):
                 yield
@@ -193,7 +192,7 @@ def _locked_at_once(lock: Path) -> Iterator[None]:
                         "resume=never for a second one beside it"
                     ) from error
                 except OSError as error:
-                    warnings.warn(f"{lock}: no lock here ({error}); train in one process at a time", stacklevel=5)
+                    warn_caller(f"{lock}: no lock here ({error}); train in one process at a time")
             if fcntl is None or _is_still(lock, file):  # else its holder has just removed it
                 yield
                 return

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from whtnet.commands.arguments import usage_error
 from whtnet.commands.places import ROOT
-from whtnet.errors import JobFailedError, UserError, limits_told
+from whtnet.errors import JobFailedError, UserError, limits_told, warnings_told
 from whtnet.extensions import trust_typed
 from whtnet.overrides import as_text, check_words, explain, plain
 from whtnet.searchpath import register_backbones
@@ -45,6 +45,12 @@ def _plain(config: DictConfig, job: str | None) -> dict[str, Any]:
         raise JobFailedError(message) from error
 
 
+def _tell_warning(text: str) -> None:
+    from whtnet.console import print_warning  # it needs PyTorch; for help and completion nobody has to wait for that
+
+    print_warning(text)
+
+
 def _read_options() -> None:
     """Let what Hydra's options can't be end in a line; they are read again by Hydra itself."""
     parser = get_args_parser()
@@ -52,6 +58,9 @@ def _read_options() -> None:
     options = parser.parse_args()
     if sum(map(bool, (options.run, options.multirun, options.cfg, options.info, options.shell_completion))) > 1:
         usage_error(parser, "--run, --multirun, --cfg, --info and --shell-completion exclude each other")
+    name = (options.config_name or "config").removesuffix(".yaml")
+    if name != "config" and not options.config_path and (ROOT / "configs" / f"{name}.yaml").is_file():
+        usage_error(parser, f"{name} is no config of a run; leave out --config-name")
     if options.resolve and not (options.cfg or options.help):
         usage_error(parser, "--resolve is for --cfg")
 
@@ -69,7 +78,7 @@ def main() -> None:
         check_words(sys.argv[1:], ROOT / "configs")
         sys.argv[1:] = as_text(sys.argv[1:])
         _read_options()
-        with limits_told():
+        with limits_told(), warnings_told(_tell_warning):
             _train()
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {explain(error, ROOT / 'configs')}")

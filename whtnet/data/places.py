@@ -7,7 +7,6 @@ if it holds the data, else ``./data/<name>``.
 import os
 import shlex
 import unicodedata
-import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import torch
 from whtnet.data.errors import DatasetError, DatasetNotFoundError
 from whtnet.data.folders import OUTSIDE, Listing, list_images
 from whtnet.data.splits import Files, Split
+from whtnet.errors import warn_caller
 
 ALL_VALIDATION = ("validation", "val", "valid", "eval")
 
@@ -163,16 +163,18 @@ def open_folders(
     train, test = listings
     for listing in listings:
         if listing.skipped:
-            _warn(f"{listing.path}: skipped {_counts(listing)}")
+            warn_caller(f"{listing.path}: skipped {_counts(listing)}")
     if len(train.classes) == 1:
-        _warn(f"{train.path} has only one class, {train.classes[0]}")
+        warn_caller(f"{train.path} has only one class, {train.classes[0]}")
     if untested := _untested(train, test):
-        _warn(f"{test.path} has no images of {few(untested, repr)}")
+        warn_caller(f"{test.path} has no images of {few(untested, repr)}")
     if train.digest == test.digest:
         same = "have the same images, by names and sizes: the test accuracy will be that of training"
-        _warn(f"{train.path} and {test.path} {same}")
+        warn_caller(f"{train.path} and {test.path} {same}")
     if alike := [name for name, count in Counter(map(_composed, train.classes)).items() if count > 1]:
-        _warn(f"{train.path} has several classes that look like {few(alike, repr)}, written with other characters")
+        warn_caller(
+            f"{train.path} has several classes that look like {few(alike, repr)}, written with other characters"
+        )
     number = {name: label for label, name in enumerate(train.classes)}
     splits = []
     for listing in listings:
@@ -196,7 +198,3 @@ def _composed(name: str) -> str:
 
 def _counts(listing: Listing) -> str:
     return few([f"{count:,} {what}" for what, count in sorted(listing.skipped.items())])
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, UserWarning, stacklevel=3)

@@ -16,11 +16,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from whtnet.errors import UserError
+from whtnet.errors import UserError, warn_caller
 from whtnet.files import atomic_write, locked
 from whtnet.kernels.lazy import KernelError
 from whtnet.kernels.places import PlaceError, cache_folders, check_private, make_private
@@ -49,10 +48,9 @@ def load_library() -> ctypes.CDLL:
         except PlaceError as error:
             refusals.append(str(error))
     reason = refusals[0] if refusals else "there is no home"
-    warnings.warn(
+    warn_caller(
         f"whtnet compiles its kernel for this process alone, because {reason}; "
-        "TORCH_EXTENSIONS_DIR=FOLDER keeps it in a folder of yours",
-        stacklevel=2,
+        "TORCH_EXTENSIONS_DIR=FOLDER keeps it in a folder of yours"
     )
     try:
         with tempfile.TemporaryDirectory(prefix="whtnet-") as scratch:  # for this user alone
@@ -100,7 +98,7 @@ def _find_compiler() -> list[str]:
     for command in (wanted, ["g++"], ["c++"], ["clang++"]):
         if command and (path := shutil.which(command[0])):
             if wanted and command is not wanted:
-                warnings.warn(f"{_no_program(wanted)}, and whtnet compiles its kernel with {path}", stacklevel=3)
+                warn_caller(f"{_no_program(wanted)}, and whtnet compiles its kernel with {path}")
             return [path, *command[1:]]
     reason = f"{_no_program(wanted)}; " if wanted else ""
     raise KernelError(f"{reason}no C++ compiler was found (g++, c++ or clang++; or name one in CXX)")

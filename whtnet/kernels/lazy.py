@@ -1,9 +1,10 @@
 """A kernel that is loaded on first use: nothing is compiled, and no compiler imported, before."""
 
 import threading
-import warnings
 from collections.abc import Callable
 from typing import Generic, TypeVar
+
+from whtnet.errors import warn_caller
 
 T = TypeVar("T")
 
@@ -57,10 +58,9 @@ class LazyKernel(Generic[T]):
         self._load_once()
         if self._error is not None and not self._warned:
             self._warned = True
-            warnings.warn(
+            warn_caller(
                 f"whtnet runs on plain PyTorch, without its backend {self._backend!r}: {self._error}. "
-                "whtnet.set_backend('reference') silences this.",
-                stacklevel=2,
+                "whtnet.set_backend('reference') silences this."
             )
         return self.kernel is not None
 

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import re
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -13,7 +12,7 @@ from typing import Any
 import yaml
 from torch import nn
 
-from whtnet.errors import UserError, did_you_mean
+from whtnet.errors import UserError, did_you_mean, warn_caller
 from whtnet.files import FileError, read_yaml
 
 SITE_KINDS = ("conv1x1", "conv3x3", "depthwise3x3", "squeeze_excite", "before_gap")
@@ -249,7 +248,7 @@ def renamed_policy(name: str | Path) -> dict[str, Any] | None:
     """The data of the policy that had this name in 0.1, with a warning that says its name now; None for other names."""
     if name not in _RENAMED:
         return None
-    warnings.warn(f"policy {name!r} is policy={_RENAMED[name]} now", FutureWarning, stacklevel=4)
+    warn_caller(f"policy {name!r} is policy={_RENAMED[name]} now", FutureWarning)
     base, *settings = _RENAMED[name].split()
     data = _policy_data(base)
     for setting in settings:

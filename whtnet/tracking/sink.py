@@ -3,7 +3,6 @@
 Records never depend on a dashboard, and nothing that it does stops a training.
 """
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from whtnet.errors import UserError
+from whtnet.errors import UserError, warn_caller
 
 Rows = tuple[Sequence[str], Sequence[Sequence[Any]]]
 """Columns and rows of a table."""
@@ -131,8 +130,7 @@ class Dashboard(Sink):
                 act(self._run)
             except Exception as error:
                 self._run = None
-                message = f"{self.title} failed, this run goes on without it: {error!r}"
-                warnings.warn(message, RuntimeWarning, stacklevel=3)
+                warn_caller(f"{self.title} failed, this run goes on without it: {error!r}", RuntimeWarning)
 
     def _step(self, epoch: float) -> int:
         return round(epoch * self._steps)

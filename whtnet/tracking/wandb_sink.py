@@ -2,11 +2,11 @@
 
 import functools
 import os
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from whtnet.errors import warn_caller
 from whtnet.files import atomic_write
 from whtnet.preemption import EXIT_STATUS
 from whtnet.records import plain
@@ -72,7 +72,7 @@ class WandbSink(Dashboard):
                 if self.mode == "online":
                     remedy = "check `wandb login` and the network, or choose logger.mode=auto"
                     raise SinkError(f"wandb cannot log online: {error}; {remedy}") from error
-                warnings.warn(f"wandb cannot log {attempt}: {error!r}", RuntimeWarning, stacklevel=2)
+                warn_caller(f"wandb cannot log {attempt}: {error!r}", RuntimeWarning)
             else:
                 if self._run.offline:
                     _say_offline(os.path.join(".", Path(self._run.dir).parents[1]), reason)
