@@ -3,9 +3,11 @@
 import dataclasses
 import multiprocessing
 import os
+import queue
 import signal
 import threading
 import time
+import warnings
 
 import pytest
 import torch
@@ -53,6 +55,17 @@ def listener():
             return self.records
 
     return Listener()
+
+
+def test_warnings_of_a_job_are_lines_of_its_output():
+    class Warns:
+        def run(self, tell):
+            warnings.warn("first\n  and second", stacklevel=1)
+            return {"top1": 90.0}
+
+    messages = queue.Queue()
+    jobs._work(3, Warns(), torch.get_num_threads(), messages)
+    assert list(messages.queue) == [(3, "printed", "warning: first and second"), (3, "record", {"top1": 90.0})]
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from whtnet.engine import Progress
-from whtnet.errors import UserError
+from whtnet.errors import UserError, warnings_told
 from whtnet.experiment import Experiment
 from whtnet.preemption import PreemptedError, listening
 from whtnet.runs import run
@@ -189,7 +189,13 @@ def _work(index: int, job: Job, threads: int, messages: Any) -> None:
             if parent is not None and not parent.is_alive():
                 raise SystemExit  # nobody will take the record; the checkpoint is kept
 
-    with contextlib.redirect_stdout(_Lines(lambda line: messages.put((index, "printed", line)))):
+    def hand_on(line: str) -> None:
+        messages.put((index, "printed", line))
+
+    def warn(text: str) -> None:
+        hand_on(f"warning: {' '.join(text.split())}")
+
+    with contextlib.redirect_stdout(_Lines(hand_on)), warnings_told(warn):
         try:
             messages.put((index, "record", job.run(tell)))
         except UserError as error:
