@@ -50,7 +50,7 @@ def limits_told() -> Iterator[None]:
         raise UserError(f"not enough memory{wanted}; take smaller batches or images, or a smaller network") from error
 
 
-_ON_THE_WAY = ("whtnet", "contextlib", "torch")
+_ON_THE_WAY = ("whtnet", "contextlib", "torch")  # which calls layers
 
 
 def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:

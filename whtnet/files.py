@@ -168,9 +168,9 @@ def removed_unless_used(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if new and not any(place.is_file() for place in folder.rglob("*")):
-            for place in (*sorted(folder.rglob("*"), reverse=True), *new):
-                with contextlib.suppress(OSError):  # another process has just used it
+        with contextlib.suppress(OSError):  # another process has just used it
+            if new and not any(place.is_file() for place in folder.rglob("*")):
+                for place in (*sorted(folder.rglob("*"), reverse=True), *new):
                     place.rmdir()
 
 

@@ -77,8 +77,8 @@ def main() -> None:
     try:
         check_words(sys.argv[1:], ROOT / "configs")
         sys.argv[1:] = as_text(sys.argv[1:])
-        _read_options()
         with limits_told(), warnings_told(_tell_warning):
+            _read_options()
             _train()
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {explain(error, ROOT / 'configs')}")
