@@ -410,6 +410,10 @@ def test_a_policy_that_includes_itself_is_named(tmp_path):
     path.write_text(yaml.safe_dump({"include": [str(path)]}))
     with pytest.raises(PolicyError, match=r"mine\.yaml' includes itself"):
         load_policy(path)
+    path.write_text(yaml.safe_dump({"include": [str(tmp_path / "other.yaml")]}))
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump({"include": ["conv1x1", "conv1x1", str(path)]}))
+    with pytest.raises(PolicyError, match=r"other\.yaml' includes itself"):
+        load_policy(path)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Collection, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -179,13 +180,20 @@ def _confine(rule: Any, policy: Mapping[str, Any], origin: str) -> Any:
     return {**rule, "where": rest | part}
 
 
+_INCLUDING: ContextVar[tuple[str, ...]] = ContextVar("_INCLUDING", default=())
+"""Names of the policies that are being included, each by the one before it."""
+
+
 def _included(name: str, fraction: Mapping[str, Any]) -> tuple[Rule, ...]:
     """The rules of another policy, with its options; ``fraction`` replaces its own where it has one."""
+    if name in _INCLUDING.get():
+        raise PolicyError(f"policy {name!r} includes itself")
     data = _policy_data(name)
+    outer = _INCLUDING.set((*_INCLUDING.get(), name))
     try:
         policy = Policy.from_dict({**data, **fraction} if isinstance(data, Mapping) else data)
-    except RecursionError:
-        raise PolicyError(f"policy {name!r} includes itself") from None
+    finally:
+        _INCLUDING.reset(outer)
     if policy.architectures:
         choices = ", ".join(policy.architectures.values())
         raise PolicyError(f"policy {name!r} can't be included, it depends on the model; take one of {choices}")
