@@ -256,16 +256,19 @@ def recursion_limit():
 
 
 def test_depth_has_no_limit_but_that_of_tars_in_one_another(recursion_limit, tmp_path):
-    folders = [f"{tmp_path}/train{'/d' * depth}" for depth in range(recursion_limit + 200)]
-    for folder in folders:
-        os.mkdir(folder)
-    image = Path(folders[-1], "1.png")
-    image.write_bytes(PNG)
-    (entry,) = list_images(tmp_path / "train").entries
-    assert (entry.name.count("/"), entry.size) == (len(folders) - 1, len(PNG))
-    image.unlink()  # pytest can't remove what is so deep
-    for folder in reversed(folders):
-        os.rmdir(folder)
+    folders = [Path(f"{tmp_path}/train{'/d' * depth}") for depth in range(recursion_limit + 200)]
+    image = folders[-1] / "1.png"
+    try:
+        for folder in folders:
+            folder.mkdir()
+        image.write_bytes(PNG)
+        (entry,) = list_images(tmp_path / "train").entries
+        assert (entry.name.count("/"), entry.size) == (len(folders) - 1, len(PNG))
+    finally:  # pytest can't remove what is so deep
+        image.unlink(missing_ok=True)
+        for folder in reversed(folders):
+            if folder.exists():
+                folder.rmdir()
     content = PNG
     for _ in range(recursion_limit):
         info = tarfile.TarInfo("a.tar")
