@@ -37,6 +37,7 @@ rows:
   - {id: layer, label: the layer, setting: layer.conv3x3, values: [Identity, FWHT2d]}
   - {id: adam, label: Adam, setting: recipe, values: [short, adam_short]}
   - {id: residual, label: a residual, setting: policy.options.residual, values: [false, true]}
+  - {id: precision, label: bfloat16, setting: recipe, values: [short, short trainer.precision=bf16]}
 """
 
 
@@ -108,6 +109,18 @@ def test_a_pair_in_two_precisions_is_named_and_rows_without_runs_are_not_there(t
     results = Results(tmp_path, tmp_path, Identities(compose_config))
     choices, *_ = stored_tables(results.spec("study"), results)
     assert choices.notes[-1] == "In different precisions: soft (paper)."
+
+
+def test_a_precision_that_a_recipe_asks_for_is_a_choice(tables, tmp_path):
+    asked = "short trainer.precision=bf16"
+    tables({("paper", "short"): [80.0], ("paper", asked): [81.0]})
+    for path in (tmp_path / "runs" / "trained").glob("paper-*"):
+        text = path.read_text()
+        path.write_text(text.replace('"float32"', '"bfloat16"') if asked in text else text)
+    results = Results(tmp_path, tmp_path, Identities(compose_config))
+    choices, *_ = stored_tables(results.spec("study"), results)
+    assert [(row["choice"], row["change"]) for row in choices.rows] == [("bfloat16", 1.0)]
+    assert not any("precisions" in note for note in choices.notes)
 
 
 @pytest.mark.parametrize(

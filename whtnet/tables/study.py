@@ -255,11 +255,14 @@ def _pair_cells(pair: Pair) -> dict[str, Cell]:
 
 
 def _mixed(pairs: Sequence[Pair]) -> list[str]:
-    """A line on the pairs whose rows were computed in different precisions."""
+    """A line on the pairs whose rows were computed in different precisions, where no recipe asks for one."""
 
     def precisions(row: TrainedRow) -> set[str]:
         return {record["precision"] for record in row.records}
 
-    mixed = [pair for pair in pairs if precisions(pair.without) != precisions(pair.with_it)]
+    def asked(pair: Pair) -> bool:
+        return any("trainer.precision=" in row.recipe for row in (pair.without, pair.with_it))
+
+    mixed = [pair for pair in pairs if not asked(pair) and precisions(pair.without) != precisions(pair.with_it)]
     names = "; ".join(f"{pair.choice.label} ({pair.without.id})" for pair in mixed)
     return [f"In different precisions: {names}."] if mixed else []
