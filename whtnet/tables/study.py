@@ -261,7 +261,7 @@ def _mixed(pairs: Sequence[Pair]) -> list[str]:
         return {record["precision"] for record in row.records}
 
     def asked(pair: Pair) -> bool:
-        return any("trainer.precision=" in row.recipe for row in (pair.without, pair.with_it))
+        return any("trainer.precision=" in str(row.recipe) for row in (pair.without, pair.with_it))
 
     mixed = [pair for pair in pairs if not asked(pair) and precisions(pair.without) != precisions(pair.with_it)]
     names = "; ".join(f"{pair.choice.label} ({pair.without.id})" for pair in mixed)
