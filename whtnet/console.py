@@ -245,7 +245,7 @@ def _epochs(number: int) -> str:
 def print_warning(text: str) -> None:
     """Tell in a line what may not be as it was meant; one process on each machine does."""
     if distributed.local_rank() == 0:
-        error_console.print(f"warning: {' '.join(text.split())}", style="yellow")
+        error_console.print(f"warning: {text}", style="yellow")
 
 
 def print_error(error: UserError) -> None:

@@ -63,11 +63,11 @@ def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
 
 @contextlib.contextmanager
 def warnings_told(tell: Callable[[str], None]) -> Iterator[None]:
-    """In here ``tell`` gets the text of each warning, once, and nobody the place in the code that it came from."""
+    """In here ``tell`` gets each warning's text, in a line and once, and nobody the place in the code it came from."""
     tell_once = functools.cache(tell)
 
     def show(message: Warning | str, *args: Any, **kwargs: Any) -> None:
-        tell_once(str(message))
+        tell_once(" ".join(str(message).split()))
 
     with warnings.catch_warnings():
         warnings.showwarning = show

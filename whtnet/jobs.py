@@ -192,10 +192,7 @@ def _work(index: int, job: Job, threads: int, messages: Any) -> None:
     def hand_on(line: str) -> None:
         messages.put((index, "printed", line))
 
-    def warn(text: str) -> None:
-        hand_on(f"warning: {' '.join(text.split())}")
-
-    with contextlib.redirect_stdout(_Lines(hand_on)), warnings_told(warn):
+    with contextlib.redirect_stdout(_Lines(hand_on)), warnings_told(lambda text: hand_on(f"warning: {text}")):
         try:
             messages.put((index, "record", job.run(tell)))
         except UserError as error:
