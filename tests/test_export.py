@@ -117,7 +117,7 @@ def test_an_onnx_file_follows_its_parameters(tmp_path):
     assert len(nodes) < 170
 
 
-# --- TFLite ---
+# --- every format ---
 
 
 @pytest.mark.parametrize(
@@ -136,6 +136,9 @@ def test_an_export_leaves_every_module_in_its_mode(tmp_path, export, needs):
     assert export(model, tmp_path / "model") < TOLERANCE  # of the model in evaluation mode
     assert [name for name, module in model.named_modules() if not module.training] == ["network.bn1"]
     assert model.network.layer1[0].bn1.num_batches_tracked == 0
+
+
+# --- TFLite ---
 
 
 @pytest.fixture(scope="module")
