@@ -514,7 +514,7 @@ def test_set_backend():
 @needs_kernel
 @pytest.mark.slow
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="flags of another processor")
-@pytest.mark.parametrize("flags", ["-march=haswell", "-march=x86-64", "-march=haswell -DVECTOR_BYTES=64"])
+@pytest.mark.parametrize("flags", ["-march=haswell", "-march=x86-64", "-O0 -march=haswell -DVECTOR_BYTES=64"])
 def test_on_processors_with_other_vectors(flags, tmp_path):
     environment = {**os.environ, "CXXFLAGS": flags, "TORCH_EXTENSIONS_DIR": str(tmp_path)}
     wanted = "options or finite or written"
