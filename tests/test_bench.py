@@ -17,9 +17,10 @@ from whtnet.bench.contenders import inference_call, layer_call, training_call
 from whtnet.bench.measure import time_layers, time_networks
 from whtnet.bench.timing import Timing
 from whtnet.kernels import BACKENDS
-from whtnet.tables import load_spec, speed_tables, to_csv
+from whtnet.tables import load_spec, speed_tables, to_csv, with_measurement
 from whtnet.tables.figures import draw_growth, draw_ratios
 from whtnet.tables.measure import TESTS, contender, measure_speed, site_of
+from whtnet.tables.speed import of_device
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -230,11 +231,16 @@ def measured():
         "sizes": {name: {"2": 1e-9, "16": 4e-9} for name in ("bwht1d", "conv1x1", "copy")},
         "networks": networks,
         "conditions": {"backend": "cpu", "variables": {}, "load": 0.25},
+        "environment": where("a machine"),
     }
 
 
+def where(device):
+    return {"device_name": device, "threads": 2, "commit": "0" * 40, "dirty": False, "versions": {"torch": "2.15"}}
+
+
 def test_the_table_compares_with_the_convolution(measured):
-    layers, fresh, pays, networks = speed_tables(SPEC, measured, "a machine")
+    layers, fresh, pays, networks = speed_tables(SPEC, measured)
     rows = {row[1]: dict(zip(layers.headings, row, strict=True)) for row in layers.texts if row[0] == "10×1024×8×8"}
     ours = rows["2D-FWHT"]
     assert (ours["forward (ms)"], ours["× both"]) == ("600.000 (600.000–600.000)", "5.0 (5.0–5.0)")
@@ -243,13 +249,31 @@ def test_the_table_compares_with_the_convolution(measured):
     assert rows["3×3 convolution, bias, ReLU"]["× forward"] == ""
     assert len(fresh.rows) == len(layers.rows)
     assert [row[4] for row in networks.texts] == ["", "2.00 (2.00–2.00)"]
-    assert "a machine, each bound to a processor, backend `cpu`, load average before 0.2." in layers.notes[0]
+    assert layers.notes[0].startswith("Measured on a machine, 2 threads, torch 2.15, commit 00000000, each bound to a ")
+    assert "processor, backend `cpu`, load average before 0.2." in layers.notes[0]
     head, line = to_csv(layers).splitlines()[:6:5]
     assert head.startswith("test,layer,format,forward_s_median,forward_s_low,forward_s_high,forward_ratio_median,")
     assert line.startswith("10×1024×8×8,2D-FWHT,NCHW,0.6,0.6,0.6,5,5,5,")
     first, second = ([*pays.rows[i].values()][-1] for i in (0, 1))
     assert first == "3×3 convolution, depthwise 3×3, BSConv, squeeze-and-excite"
     assert second == "nothing"
+
+
+def test_measurements_of_other_processors_stand_beside_the_first(measured):
+    slower = {**measured, "networks": [], "environment": where("another")}
+    stored = with_measurement(with_measurement(None, measured), slower)
+    again = {**slower, "networks": measured["networks"]}
+    assert with_measurement(None, measured) == measured
+    assert with_measurement(stored, again) == {**measured, "others": [again]}
+    assert with_measurement(stored, measured | {"sizes": {}}) == {**measured, "sizes": {}, "others": [slower]}
+    assert of_device(stored, slower) == slower
+    assert of_device(stored, {"environment": where("a third")}) == of_device(stored, measured) == measured
+    *same, devices = speed_tables(SPEC, stored)
+    assert [table.texts for table in same] == [table.texts for table in speed_tables(SPEC, measured)]
+    assert devices.headings[2:] == ["× a machine", "× another"]
+    assert ["2D-FWHT", "forward + backward", "5.0 (5.0–5.0)", "5.0 (5.0–5.0)"] in devices.texts
+    assert ["paper", "training step", "2.00 (2.00–2.00)", ""] in devices.texts
+    assert [note.split(",")[0] for note in devices.notes] == ["Measured on a machine", "Measured on another"]
 
 
 def test_figures(measured, tmp_path):
@@ -267,4 +291,4 @@ def test_figures(measured, tmp_path):
 def test_the_committed_measurement_is_whole():
     stored = json.loads((ROOT / "results" / "speed.json").read_text())
     assert len(stored["networks"]) == len(SPEC.networks)
-    assert len(speed_tables(SPEC, stored, "here")[0].rows) == len(SPEC.rows)
+    assert len(speed_tables(SPEC, stored)[0].rows) == len(SPEC.rows)

@@ -15,7 +15,7 @@ from whtnet.commands.compose import backbone_settings, compose_config
 from whtnet.console import ProgressView, TaskView, console
 from whtnet.jobs import Job, default_at_once, run_jobs
 from whtnet.policy import shipped_policies
-from whtnet.records import environment, put_record, read_records, write_json
+from whtnet.records import environment, put_record, read_json, read_records, write_json
 from whtnet.released import released_folder
 from whtnet.runs import RECORD, resolve_device
 from whtnet.tables import (
@@ -34,6 +34,7 @@ from whtnet.tables import (
     measure_layers,
     measure_released,
     measure_speed,
+    with_measurement,
 )
 
 Row = Mapping[str, Any]
@@ -163,7 +164,9 @@ def _measure_speed(spec: TableSpec, folders: Folders, arguments: argparse.Namesp
     device = resolve_device("auto")
     with ProgressView() as view:
         measured = measure_speed(spec, device, arguments.seconds, view.task(spec.title))
-    write_json(folders.own / f"{spec.name}.json", {"environment": environment(device), **measured})
+    here = {"environment": environment(device), **measured}
+    path = folders.own / f"{spec.name}.json"
+    write_json(path, with_measurement(read_json(path) if path.exists() else None, here))
 
 
 def _measure_deployment(spec: TableSpec, folders: Folders, arguments: argparse.Namespace) -> None:

@@ -20,7 +20,7 @@ from whtnet.tables.render import to_csv, to_latex, to_markdown, to_rich
 from whtnet.tables.results import Results
 from whtnet.tables.runs import Compose, Identities, run_overrides
 from whtnet.tables.spec import TableError, TableSpec, load_spec, table_names
-from whtnet.tables.speed import speed_tables
+from whtnet.tables.speed import speed_tables, with_measurement
 from whtnet.tables.stored import command_for, stored_tables
 from whtnet.tables.table import Cell, Column, Shown, Spread, Table, spread
 from whtnet.tables.training import count_training_rows, place, trained_rows, training_tables
@@ -70,6 +70,7 @@ __all__ = [
     "trained_rows",
     "training_tables",
     "update_page",
+    "with_measurement",
     "with_tables",
     "write_tables",
 ]

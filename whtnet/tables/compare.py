@@ -5,7 +5,7 @@ from typing import Any
 
 from whtnet.tables.results import Results
 from whtnet.tables.spec import TableSpec
-from whtnet.tables.speed import layer_ratios, network_ratios
+from whtnet.tables.speed import layer_ratios, network_ratios, of_device
 from whtnet.tables.statistics import INTERVAL_COLUMNS, SINGLE_RUN, interval_cells, welch_interval
 from whtnet.tables.table import Cell, Column, Spread, Table
 from whtnet.tables.training import TrainedRow
@@ -99,7 +99,9 @@ _RATIO_COLUMNS = (
 
 
 def _ratios(spec: TableSpec, reference: Results, yours: Results) -> Table:
-    theirs, mine = (_speedups(spec, results.measured(spec)) for results in (reference, yours))
+    measured, published = yours.measured(spec), reference.measured(spec)
+    mine = _speedups(spec, measured)
+    theirs = _speedups(spec, of_device(published, measured)) if measured and published else {}
     rows: list[dict[str, Cell]] = [
         {"what": name, "reference": theirs.get(name), "yours": ratio} for name, ratio in mine.items()
     ]

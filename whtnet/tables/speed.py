@@ -6,9 +6,12 @@ from typing import Any
 from whtnet.bench import Quartiles, Site
 from whtnet.tables.measure import BATCHES, KEPT, MODES, TESTS, TRAINING_BATCH, contender, site_of
 from whtnet.tables.spec import TableSpec
-from whtnet.tables.table import NOT_AT_HAND, Cell, Column, Table
+from whtnet.tables.table import NOT_AT_HAND, Cell, Column, Shown, Table
+from whtnet.tables.training import place
 
 _STEPS = {f"inference, batch {batch}": f"inference_{batch}" for batch in BATCHES} | {"training step": "training"}
+_PASSES = dict(zip(MODES, ("forward", "forward + backward"), strict=True))
+_OTHERS = "others"
 
 CLAIM_COLUMNS = (
     Column("memory_change", "memory", "+.1%"),
@@ -32,12 +35,49 @@ _LAYER_COLUMNS = (
 _TIMES = 7  # the columns of times come first
 
 
-def speed_tables(spec: TableSpec, measured: Mapping[str, Any], place: str) -> list[Table]:
-    """The tables of layers and of networks from what :func:`measure_speed` returned; ``place`` says where that was."""
+def with_measurement(stored: Mapping[str, Any] | None, measured: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file of results holds once a measurement is in it.
+
+    The first measurement is the one that claims are judged by; those of other processors and GPUs are a list in it,
+    ``others``. A measurement takes the place of the one of the same device.
+
+    Args:
+        stored: what the file holds; None before the first measurement.
+        measured: what :func:`measure_speed` returned, and its ``environment``.
+    """
+    kept = measurements(stored) if stored else []
+    devices = [_device(one) for one in kept]
+    if _device(measured) in devices:
+        kept[devices.index(_device(measured))] = measured
+    else:
+        kept.append(measured)
+    first, *others = kept
+    return {**first, _OTHERS: others} if others else dict(first)
+
+
+def measurements(stored: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The measurements that a file of results holds, one for each device."""
+    first = {name: value for name, value in stored.items() if name != _OTHERS}
+    return [first, *stored.get(_OTHERS, ())]
+
+
+def _device(measured: Mapping[str, Any]) -> str:
+    return measured["environment"]["device_name"]
+
+
+def of_device(stored: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of the measurements in ``stored`` the one on the device of ``other``, else the first."""
+    found = measurements(stored)
+    return next((one for one in found if _device(one) == _device(other)), found[0])
+
+
+def speed_tables(spec: TableSpec, measured: Mapping[str, Any]) -> list[Table]:
+    """The tables of layers and of networks from what :func:`with_measurement` returned."""
+    conditions = measured["conditions"]
     notes = [
-        f"Measured on {place}, each bound to a processor, backend `{measured['conditions']['backend']}`, load average "
-        f"before {measured['conditions']['load']:.1f}. Freed memory is kept, for all contenders "
-        "alike (`whtnet.keep_freed_memory()`, as training does)."
+        f"Measured on {place(measured['environment'])}, each bound to a processor, backend `{conditions['backend']}`, "
+        f"load average before {conditions['load']:.1f}. Freed memory is kept, for all contenders alike "
+        "(`whtnet.keep_freed_memory()`, as training does)."
     ]
     fresh = Table(
         "The same with fresh memory",
@@ -46,12 +86,13 @@ def speed_tables(spec: TableSpec, measured: Mapping[str, Any], place: str) -> li
         "As the C library does by itself: large results are made of pages that the system has to find and clear each "
         "time, for all contenders alike.",
     )
-    return [
+    tables = [
         Table(spec.title, _LAYER_COLUMNS, _layer_rows(spec, measured, KEPT), spec.intro, notes),
         fresh,
         pays_table(spec, measured),
         _network_table(measured["networks"]),
     ]
+    return [*tables, _devices_table(spec, measurements(measured))] if measured.get(_OTHERS) else tables
 
 
 def _layer_rows(spec: TableSpec, measured: Mapping[str, Any], memory: str) -> list[dict[str, Cell]]:
@@ -142,7 +183,7 @@ def _site_rows(site: Mapping[str, Any], timed: Mapping[str, Any]) -> list[dict[s
     layer = next(name for name in site["layers"] if name not in _COMPETITORS)
     where = site_of(site)
     rows: list[dict[str, Cell]] = []
-    for mode, passes in zip(MODES, ("forward", "forward + backward"), strict=True):
+    for mode, passes in _PASSES.items():
         ratios = {name: _ratio(timed[mode], layer, name) for name in site["layers"] if name in _COMPETITORS}
         won = [_COMPETITORS[name] for name, ratio in ratios.items() if ratio and ratio.low > 1]
         to = f" → {where.out}" if where.out_channels else ""
@@ -235,4 +276,35 @@ def _network_table(networks: list[Mapping[str, Any]]) -> Table:
         "Images of 3×32×32, the MobileNets with a CIFAR stem, channels_last, freed memory kept. Inference: float32, "
         "batch norm folded into what is in front of it (`whtnet.fuse_for_inference`), without a compiler. Training: in "
         'the precision that a run chooses. "×" is the time of the network without replacements over this one\'s.',
+    )
+
+
+def _devices_table(spec: TableSpec, measured: list[Mapping[str, Any]]) -> Table:
+    """Ratios of the layers that the front page shows and of the networks, side by side for each device."""
+    shown = [row for row in spec.rows if row["id"] in spec.front["rows"]]
+    devices = [_device(one) for one in measured]
+    rows: list[dict[str, Cell]] = []
+    for row in shown:
+        base = _convolution(spec, row)
+        for mode, passes in _PASSES.items() if base != contender(row) else ():
+            timed = [one["layers"][KEPT][row["test"]][mode].get(contender(row)) for one in measured]
+            cells: list[Cell] = [
+                Shown(Quartiles(**one["times_as_fast"][base]), ".1f") if one else None for one in timed
+            ]
+            rows.append({"what": row["label"], "passes": passes, **dict(zip(devices, cells, strict=True))})
+    networks = [{row["label"]: row for row in one["networks"]} for one in measured]
+    for label in (row["label"] for row in measured[0]["networks"] if row["policy"] != "none"):
+        for passes, key in _STEPS.items():
+            cells = [Quartiles(**one[label][key]["times_as_fast"]) if label in one else None for one in networks]
+            rows.append({"what": label, "passes": passes, **dict(zip(devices, cells, strict=True))})
+    columns = [Column("what", "layer or network"), Column("passes")]
+    columns += [Column(device, f"× {device}", ".2f", quartiles=True) for device in devices]
+    return Table(
+        "Ratios by processor",
+        columns,
+        rows,
+        "The time of the convolution, or of the network without replacements, over the layer's or the network's: "
+        "median and quartiles of the turns, freed memory kept. A training step is in bfloat16 where the processor "
+        "computes in it.",
+        [f"Measured on {place(one['environment'])}." for one in measured],
     )

@@ -52,7 +52,7 @@ def stored_tables(spec: TableSpec, results: Results) -> list[Table]:
         case "layers":
             return layer_tables(spec, measured["rows"])
         case _:
-            return speed_tables(spec, measured, place(measured["environment"]))
+            return speed_tables(spec, measured)
 
 
 def missing(spec: TableSpec, results: Results) -> TableError:
