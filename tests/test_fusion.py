@@ -2,6 +2,7 @@
 
 import copy
 import io
+from functools import partial
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ from whtnet.kernels import cpu
 SIDE = 32
 NETWORKS = [  # backbone, policy, finished layers, those with a residual, batch norms that stay
     ({"name": "resnet20"}, "paper", 9, 9, 0),
-    ({"name": "resnet20", "form": "no_bias"}, "ht2023/1path", 0, 0, 9),
+    ({"name": "resnet20", "form": "no_bias"}, "ht2023/1path", 9, 9, 0),
+    ({"name": "resnet20", "form": "no_bias"}, "ht2023/3path", 9, 9, 0),
     ({"name": "mobilenet_v2", "stem": "cifar"}, "paper", 12, 3, 0),
     ({"name": "mobilenet_v2", "stem": "cifar", "source": "timm"}, "paper", 12, 3, 0),
     ({"name": "mobilenet_v3_large", "stem": "cifar"}, "paper", 11, 3, 0),
@@ -204,21 +206,32 @@ USES = {
 }
 
 
+LAYERS = [
+    partial(FWHT2d, 4),
+    partial(FWHT2d, 4, residual=True),
+    partial(HTPerceptron2d, 4, 4, 4),
+    partial(HTPerceptron2d, 4, 4, 4, paths=3, residual=True),
+]
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: str(layer()))
 @pytest.mark.parametrize("use", USES, ids=lambda use: use.__name__)
-def test_what_follows(use):
-    model, x = Net(FWHT2d(4), use), torch.randn(3, 4, 4, 4)
+def test_what_follows(use, layer):
+    torch.manual_seed(0)
+    model, x = Net(layer(), use), torch.randn(3, 4, 4, 4)
     fused = fused_equally(model, x)
     (call,) = (node for node in fused.graph.nodes if isinstance(fused_module(fused, node), FinishedLayer))
     assert len(call.args) == USES[use]
     assert not any(isinstance(m, (nn.BatchNorm2d, nn.Dropout)) for m in fused.modules())
 
 
-def test_residuals_of_other_shapes_reach_the_layer():
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: str(layer()))
+def test_residuals_of_other_shapes_reach_the_layer(layer):
     # Where nothing else takes the layer's input, what is added is not looked at before it is there.
     class Two(nn.Module):
         def __init__(self, shape):
             super().__init__()
-            self.layer, self.norm, self.shift = FWHT2d(4), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)
+            self.layer, self.norm, self.shift = layer(), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)
             self.other = nn.Parameter(torch.randn(shape))
 
         def forward(self, x):
@@ -233,9 +246,7 @@ def test_residuals_of_other_shapes_reach_the_layer():
     "layer",
     [
         FWHT2d(4, stride=2),
-        FWHT2d(4, residual=True),
         BWHT1d(4, 4, block_size=2, blocks="separate", interleave=True),
-        HTPerceptron2d(4, 4, 4),
         nn.Sequential(FWHT2d(4), nn.ReLU()),
     ],
     ids=str,

@@ -18,9 +18,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from whtnet.errors import UserError
 from whtnet.kernels.options import UNBOUNDED, Epilogue
-from whtnet.layers import BWHT1d, FWHT2d, fx_leaf
+from whtnet.layers import BWHT1d, FWHT2d, HTPerceptron2d, fx_leaf
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_Layer = BWHT1d | FWHT2d | HTPerceptron2d
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _RELU, _RELU6 = (0.0, UNBOUNDED[1]), (0.0, 6.0)
 _BOUNDS: dict[Any, tuple[float, float]] = {
@@ -50,7 +51,7 @@ class FinishedLayer(nn.Module):
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, layer: BWHT1d | FWHT2d, norm: _BatchNorm, bounds: tuple[float, float] = UNBOUNDED) -> None:
+    def __init__(self, layer: _Layer, norm: _BatchNorm, bounds: tuple[float, float] = UNBOUNDED) -> None:
         super().__init__()
         self.layer, self.bounds = layer, bounds
         scale, shift = _scale_and_shift(norm)
@@ -84,12 +85,12 @@ def _scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
 def fuse_for_inference(model: nn.Module) -> fx.GraphModule:
     """A copy of a network for inference, with its batch norms in what stands before them.
 
-    A batch norm that follows a convolution goes into its weights. One that follows a :class:`~whtnet.BWHT1d` or
-    :class:`~whtnet.FWHT2d` becomes part of the layer, with the addition and the ReLU or ReLU6 after it: a
-    :class:`FinishedLayer`. The C++ kernel does all of it at once under ``torch.no_grad()`` or
+    A batch norm that follows a convolution goes into its weights. One that follows a :class:`~whtnet.BWHT1d`,
+    :class:`~whtnet.FWHT2d` or :class:`~whtnet.HTPerceptron2d` becomes part of the layer, with the addition and the ReLU
+    or ReLU6 after it: a :class:`FinishedLayer`. The C++ kernel does all of it at once under ``torch.no_grad()`` or
     ``torch.inference_mode()``; elsewhere (other backends, ``torch.compile``, ``torch.export``, with gradients) it is
-    plain operators. Batch norms elsewhere stay, as after strided, residual or interleaved layers and
-    :class:`~whtnet.HTPerceptron2d`. Dropout and identities go.
+    plain operators. Batch norms elsewhere stay, as after an ``FWHT2d`` with a stride and interleaved layers. Dropout
+    and identities go.
 
     Args:
         model: in evaluation mode; torch.fx must be able to trace it.
@@ -164,11 +165,11 @@ def _fold(network: fx.GraphModule, node: fx.Node) -> None:
     if type(before) in _CONVOLUTIONS:
         network.set_submodule(str(source.target), fuse_conv_bn_eval(cast(nn.Conv2d, before), norm))
         _replace(network, (node,), source)
-    elif isinstance(before, (BWHT1d, FWHT2d)) and before.can_finish:
+    elif isinstance(before, _Layer) and before.can_finish:
         _finish(network, source, node, before, norm)
 
 
-def _finish(network: fx.GraphModule, source: fx.Node, node: fx.Node, layer: BWHT1d | FWHT2d, norm: _BatchNorm) -> None:
+def _finish(network: fx.GraphModule, source: fx.Node, node: fx.Node, layer: _Layer, norm: _BatchNorm) -> None:
     chain, residual = [source, node], _residual(source, node)
     if residual is not None:
         chain.extend(node.users)

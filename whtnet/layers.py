@@ -344,11 +344,12 @@ class FWHT2d(SpectralLayer):
     @property
     def can_finish(self) -> bool:
         """Whether :meth:`finished` is there: the operator's result is the layer's."""
-        return self.stride == 1 and not self.residual
+        return self.stride == 1
 
     def finished(self, x: Tensor, epilogue: kernels.Epilogue) -> Tensor:
         """:meth:`forward` of ``(N, C, H, W)`` and what follows it."""
         _check_map(self, x)
+        epilogue = _with_input(x, epilogue) if self.residual else epilogue
         return kernels.fwht2d(x, self._own("threshold"), self._own("weight"), self.options, epilogue)
 
     def coefficients(self, x: Tensor) -> Tensor:
@@ -504,6 +505,22 @@ class HTPerceptron2d(SpectralLayer):
         paths = [kernels.fwht2d(z, t, v, self.options) for z, t, v in self._paths(x)]
         y = functools.reduce(torch.add, paths).to(x.dtype)
         return y.add_(x) if self.residual else y  # in place: nobody else has it
+
+    @property
+    def can_finish(self) -> bool:
+        """Whether :meth:`finished` is there: always."""
+        return True
+
+    def finished(self, x: Tensor, epilogue: kernels.Epilogue) -> Tensor:
+        """:meth:`forward` and what follows it: every path adds those before it, scaled; the last one is shifted too."""
+        if x.dtype.itemsize < 4:  # paths are summed in float32, and rounded before anything follows
+            return kernels.finish(self.forward(x), epilogue)
+        epilogue = _with_input(x, epilogue) if self.residual else epilogue
+        *others, (z, t, v) = self._paths(x)
+        for path in others:
+            so_far = epilogue._replace(shift=torch.zeros_like(epilogue.shift), low=-math.inf, high=math.inf)
+            epilogue = epilogue._replace(residual=kernels.fwht2d(*path, self.options, so_far))
+        return kernels.fwht2d(z, t, v, self.options, epilogue)
 
     def coefficients(self, x: Tensor) -> Tensor:
         """``(N, C_in, H, W)`` → ``(P, N, C_out, h, w)``, H and W rounded up to powers of two."""
@@ -666,6 +683,14 @@ def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
     if len(pair) != 2 or min(pair) < 1:
         raise ValueError(f"size must be one or two integers of at least 1, got {size!r}")
     return pair
+
+
+def _with_input(x: Tensor, epilogue: kernels.Epilogue) -> kernels.Epilogue:
+    """What follows a layer that adds its input to its result: the input is scaled as the result is."""
+    scale, other = epilogue.scale[:, None, None], epilogue.residual
+    if isinstance(other, Tensor):
+        return epilogue._replace(residual=torch.addcmul(other, x, scale))
+    return epilogue._replace(residual=x * scale if other is None else x * scale + other)
 
 
 def _check_map(layer: FWHT2d | HTPerceptron2d, x: Tensor) -> None:

@@ -26,6 +26,7 @@ from whtnet.kernels import cpu, operators, reference
 from whtnet.kernels.dispatch import is_direct, records_graph
 from whtnet.kernels.operators import DEVICE_BACKENDS
 from whtnet.kernels.options import Epilogue, Options
+from whtnet.kernels.reference import finish
 
 __all__ = [
     "BACKENDS",
@@ -34,6 +35,7 @@ __all__ = [
     "Options",
     "backend_for",
     "bwht1d",
+    "finish",
     "fwht2d",
     "get_backend",
     "set_backend",
@@ -125,7 +127,7 @@ def fwht2d(
             return operators.FWHT2dFunction.apply(cpu.fwht2d, x, threshold, weight, options)
         return cpu.fwht2d(x, threshold, weight, options, epilogue)
     if epilogue is not None:
-        return reference.finish(fwht2d(x, threshold, weight, options), epilogue)
+        return finish(fwht2d(x, threshold, weight, options), epilogue)
     if backend_for(x, threshold, weight, points=points) == "reference":
         return reference.fwht2d(x, threshold, weight, options)
     return operators.fwht2d(x, threshold, weight, options)
@@ -149,7 +151,7 @@ def bwht1d(
             return operators.BWHT1dFunction.apply(cpu.bwht1d, x, threshold, weight, out_channels, stride, options)
         return cpu.bwht1d(x, threshold, weight, out_channels, stride, options, epilogue)
     if epilogue is not None:
-        return reference.finish(bwht1d(x, threshold, weight, out_channels, stride, options), epilogue)
+        return finish(bwht1d(x, threshold, weight, out_channels, stride, options), epilogue)
     if backend_for(x, threshold, weight, points=points) == "reference":
         return reference.bwht1d(x, threshold, weight, out_channels, stride, options)
     return operators.bwht1d(x, threshold, weight, out_channels, stride, options)
