@@ -62,8 +62,8 @@ class FinishedLayer(nn.Module):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """``(N, C_in, H, W)`` → the layer's result, finished; 1-D layers take other numbers of dimensions too."""
         layer, scale = self.layer, self.scale
-        if isinstance(layer, FWHT2d) and (x.dim() != 4 or x.shape[1] != len(scale)):
-            raise ValueError(f"FinishedLayer takes (N, {len(scale)}, H, W), got shape {tuple(x.shape)}")
+        if isinstance(layer, FWHT2d) and (x.dim() != 4 or x.shape[1] != scale.numel()):
+            raise ValueError(f"FinishedLayer takes (N, {scale.numel()}, H, W), got shape {tuple(x.shape)}")
         return layer.finished(x, Epilogue(scale, self.shift, residual, *self.bounds))
 
     def extra_repr(self) -> str:

@@ -532,7 +532,7 @@ class HTPerceptron2d(SpectralLayer):
         _check_map(self, x)
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"HTPerceptron2d takes (N, {self.in_channels}, H, W), got shape {tuple(x.shape)}")
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # coefficients and sums are at least float32
+        wide = x if x.dtype.itemsize >= 4 else x.float()  # coefficients and sums are at least float32
         for conv, t, v in zip(self.path_convs(), self.threshold, self.weight, strict=True):
             yield F.conv2d(wide, conv.weight.to(wide.dtype)), t, v
 
@@ -687,7 +687,7 @@ def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
 
 def _with_input(x: Tensor, epilogue: kernels.Epilogue) -> kernels.Epilogue:
     """What follows a layer that adds its input to its result: the input is scaled as the result is."""
-    scale, other = epilogue.scale[:, None, None], epilogue.residual
+    scale, other = epilogue.scale.view(-1, 1, 1), epilogue.residual
     if isinstance(other, Tensor):
         return epilogue._replace(residual=torch.addcmul(other, x, scale))
     return epilogue._replace(residual=x * scale if other is None else x * scale + other)

@@ -159,7 +159,7 @@ def _takes_epilogue(job: "_Job", x: Tensor, epilogue: Epilogue) -> bool:
     return (
         scale.dtype is wanted
         and shift.dtype is wanted
-        and len(scale) == len(shift) == shape[1]
+        and scale.numel() == shift.numel() == shape[1]  # len() is a function in Python
         and (residual is None or (residual.dtype is x.dtype and residual.shape == shape))
     )
 
