@@ -226,6 +226,16 @@ def test_what_follows(use, layer):
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: str(layer()))
+def test_layers_in_low_precision(layer):
+    torch.manual_seed(0)
+    model, x = Net(layer(), added).bfloat16().eval(), torch.randn(3, 4, 4, 4).bfloat16()
+    fused = fuse_for_inference(model)
+    with torch.inference_mode():
+        wanted = model(x)
+        torch.testing.assert_close(fused(x), wanted, atol=0.05 * wanted.abs().max().item(), rtol=0)
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: str(layer()))
 def test_residuals_of_other_shapes_reach_the_layer(layer):
     # Where nothing else takes the layer's input, what is added is not looked at before it is there.
     class Two(nn.Module):

@@ -17,6 +17,7 @@ from torch.fx import Proxy
 from torch.nn import functional as F
 
 from whtnet import functional, kernels
+from whtnet.kernels.options import UNBOUNDED
 from whtnet.thresholds import THRESHOLDS
 from whtnet.transforms import is_power_of_two, next_power_of_two, released_order
 
@@ -335,15 +336,14 @@ class FWHT2d(SpectralLayer):
         """``(..., C, H, W)`` → ``(..., C, ceil(H / stride), ceil(W / stride))``."""
         _check_map(self, x)
         if self.stride > 1:  # low-precision means are taken in float32, so that a result is rounded once
-            wide = x.to(torch.promote_types(x.dtype, torch.float32))
-            y = kernels.fwht2d(wide, self.threshold, self.weight, self.options)
+            y = kernels.fwht2d(_wide(x), self.threshold, self.weight, self.options)
             return _average_pool(y, self.stride).to(x.dtype)
         y = kernels.fwht2d(x, self._own("threshold"), self._own("weight"), self.options)
         return y.add_(x) if self.residual else y  # in place: nobody else has it
 
     @property
     def can_finish(self) -> bool:
-        """Whether :meth:`finished` is there: the operator's result is the layer's."""
+        """Whether :meth:`finished` is there: the operator's result is the layer's, or lacks the input alone."""
         return self.stride == 1
 
     def finished(self, x: Tensor, epilogue: kernels.Epilogue) -> Tensor:
@@ -513,12 +513,12 @@ class HTPerceptron2d(SpectralLayer):
 
     def finished(self, x: Tensor, epilogue: kernels.Epilogue) -> Tensor:
         """:meth:`forward` and what follows it: every path adds those before it, scaled; the last one is shifted too."""
-        if x.dtype.itemsize < 4:  # paths are summed in float32, and rounded before anything follows
+        if _wide(x) is not x:  # paths are summed in float32, and rounded before anything follows
             return kernels.finish(self.forward(x), epilogue)
         epilogue = _with_input(x, epilogue) if self.residual else epilogue
         *others, (z, t, v) = self._paths(x)
         for path in others:
-            so_far = epilogue._replace(shift=torch.zeros_like(epilogue.shift), low=-math.inf, high=math.inf)
+            so_far = kernels.Epilogue(epilogue.scale, torch.zeros_like(epilogue.shift), epilogue.residual, *UNBOUNDED)
             epilogue = epilogue._replace(residual=kernels.fwht2d(*path, self.options, so_far))
         return kernels.fwht2d(z, t, v, self.options, epilogue)
 
@@ -532,7 +532,7 @@ class HTPerceptron2d(SpectralLayer):
         _check_map(self, x)
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"HTPerceptron2d takes (N, {self.in_channels}, H, W), got shape {tuple(x.shape)}")
-        wide = x if x.dtype.itemsize >= 4 else x.float()  # coefficients and sums are at least float32
+        wide = _wide(x)  # coefficients and sums are at least float32
         for conv, t, v in zip(self.path_convs(), self.threshold, self.weight, strict=True):
             yield F.conv2d(wide, conv.weight.to(wide.dtype)), t, v
 
@@ -683,6 +683,11 @@ def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
     if len(pair) != 2 or min(pair) < 1:
         raise ValueError(f"size must be one or two integers of at least 1, got {size!r}")
     return pair
+
+
+def _wide(x: Tensor) -> Tensor:
+    """``x``, in float32 if its dtype has a lower precision."""
+    return x if x.dtype.itemsize >= 4 else x.float()
 
 
 def _with_input(x: Tensor, epilogue: kernels.Epilogue) -> kernels.Epilogue:
