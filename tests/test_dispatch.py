@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from whtnet import BWHT1d, FWHT2d, functional, kernels
-from whtnet.kernels import cpu, operators, reference
-from whtnet.kernels.dispatch import is_direct, records_graph
+from whtnet.kernels import cpu, dispatch, operators, reference
+from whtnet.kernels.dispatch import is_direct, records_graph, remembered
 from whtnet.kernels.options import Options
 
 pytestmark = pytest.mark.skipif(not cpu.available(), reason="no compiler, no kernel")
@@ -69,6 +69,80 @@ def test_plain_calls_are_direct(mode, monkeypatch):
             y = make()(x)
             assert y.isfinite().all()
             assert y.is_inference() == (mode is torch.inference_mode)
+
+
+@pytest.mark.parametrize("which", LAYERS)
+def test_calls_in_inference_are_remembered(which, monkeypatch):
+    layer, (x, *_) = LAYERS[which](), tensors()
+    wanted = layer(x).detach()
+    monkeypatch.setattr(dispatch, "_known", {})
+    with torch.inference_mode():
+        inputs = x, 2 * x - x  # an ordinary tensor, and one of inference
+        for _ in range(2):
+            for y in inputs:
+                torch.testing.assert_close(layer(y), wanted)
+            monkeypatch.setattr(kernels, "is_direct", None)  # not asked again
+    with pytest.raises(TypeError, match="not callable"), torch.no_grad():
+        layer(x)
+
+
+@torch.no_grad()
+def test_only_tensors_of_the_same_kind_are_known_again(monkeypatch):
+    monkeypatch.setattr(dispatch, "_known", {})
+    x, t, v = tensors()
+    plain = functional.fwht2d(x, t, v)
+    assert len(dispatch._known) == 1
+    (key,) = dispatch._known
+    assert remembered(key, (x, t, v)) is not None
+    wide = torch.stack([v, v], dim=-1)[..., 0]  # with gaps
+    negated = torch.imag(torch.complex(x, x).conj())
+    for others in [
+        (x.double(), t, v),
+        (x.contiguous(memory_format=torch.channels_last), t, v),
+        (x, t.double(), v),
+        (x, t, wide),
+        (x.to("meta"), t, v),
+        (negated, t, v),
+        (x, t, 2.0),
+    ]:
+        assert remembered(key, others) is None
+    for mode in (Operators(), Functions(), FakeTensorMode(allow_non_fake_inputs=True)):
+        with mode:
+            assert remembered(key, (x, t, v)) is None
+    with torch.enable_grad():
+        assert remembered(key, (x, t.requires_grad_(), v)) is None
+    t.requires_grad_(False)
+    torch.testing.assert_close(functional.fwht2d(x, t, wide), plain)
+    torch.testing.assert_close(functional.fwht2d(negated, t, v), functional.fwht2d(-x, t, v))
+    layout = x.contiguous(memory_format=torch.channels_last)
+    for _ in range(3):
+        for y in (layout, x):
+            got = functional.fwht2d(y, t, v)
+            assert got.stride() == y.stride()
+            torch.testing.assert_close(got, plain)
+    assert all(len(calls) <= dispatch._MOST_CALLS for calls in dispatch._known.values())
+
+
+@torch.no_grad()
+def test_what_is_remembered_does_not_grow(monkeypatch):
+    monkeypatch.setattr(dispatch, "_known", {})
+    monkeypatch.setattr(dispatch, "_MOST_KEYS", 3)
+    _, t, v = tensors()
+    for n in range(1, 9):
+        x = torch.randn(n, 2, 4, 4)
+        torch.testing.assert_close(functional.fwht2d(x, t, v), reference.fwht2d(x, t, v, Options()))
+        assert len(dispatch._known) <= 3
+    # One tensor in two places, which the guards do not take.
+    torch.testing.assert_close(functional.fwht2d(x, t, t), reference.fwht2d(x, t, t, Options()))
+
+
+@torch.no_grad()
+def test_a_backend_that_is_chosen_meanwhile(monkeypatch):
+    x, t, v = tensors()
+    functional.fwht2d(x, t, v)
+    monkeypatch.setattr(cpu, "run", None)
+    monkeypatch.setattr(kernels, "_choice", "reference")
+    torch.testing.assert_close(functional.fwht2d(x, t, v), reference.fwht2d(x, t, v, Options()))
 
 
 @pytest.mark.parametrize("which", LAYERS)

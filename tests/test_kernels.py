@@ -133,12 +133,16 @@ def test_gradients_of_large_coefficients():
 BOUNDS = [(-math.inf, math.inf), (0.0, math.inf), (0.0, 0.5)]
 
 
-def check_finished(fast, x, channels, *, residual, bounds):
+ADDENDS = [(False, False), (True, False), (False, True), (True, True)]  # before the scale, after it
+
+
+def check_finished(fast, x, channels, *, addends, bounds):
     """``fast`` of an epilogue, or of None, against the same in two steps, and never in two steps itself."""
     plain = fast(None)
     dtype = F64 if x.dtype is F64 else F32
-    addend = torch.randn_like(plain) if residual else None
-    epilogue = Epilogue(torch.randn(channels, dtype=dtype), torch.randn(channels, dtype=dtype), addend, *bounds)
+    added, residual = (torch.randn_like(plain) if there else None for there in addends)
+    factors = torch.randn(2, channels, dtype=dtype)
+    epilogue = Epilogue(*factors, residual, *bounds, added)
     wanted = reference.finish(plain, epilogue)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reference, "finish", None)
@@ -161,8 +165,8 @@ def test_epilogue_options_of_fwht2d(layout, dtype):
         x = torch.randn(5, c, *size).to(dtype).contiguous(memory_format=FORMATS[layout])
         t, v = (parameter(*padded, dtype=dtype).detach() for _ in range(2))
         layer = partial(kernels.fwht2d, x, t, v, Options())
-        for residual, bounds in itertools.product((False, True), BOUNDS):
-            check_finished(layer, x, c, residual=residual, bounds=bounds)
+        for addends, bounds in itertools.product(ADDENDS, BOUNDS):
+            check_finished(layer, x, c, addends=addends, bounds=bounds)
 
 
 @needs_kernel
@@ -176,8 +180,8 @@ def test_epilogue_options_of_bwht1d(layout, dtype):
         x = torch.randn(3, c_in, 7, 5).to(dtype).contiguous(memory_format=FORMATS[layout])
         t = parameter(*shape, dtype=dtype).detach()
         layer = partial(kernels.bwht1d, x, t, None, c_out, stride, Options())
-        for residual, bounds in itertools.product((False, True), BOUNDS):
-            check_finished(layer, x, c_out, residual=residual, bounds=bounds)
+        for addends, bounds in itertools.product(ADDENDS, BOUNDS):
+            check_finished(layer, x, c_out, addends=addends, bounds=bounds)
 
 
 @needs_kernel
@@ -213,6 +217,13 @@ def test_epilogues_that_the_kernel_does_not_take():
         got = kernels.fwht2d(x, t, None, Options(), Epilogue(scale, shift, residual, -math.inf, math.inf))
         assert got.dtype == wanted.dtype
         torch.testing.assert_close(got, wanted)
+    for added in (torch.randn(6, 4, 4), torch.randn(2, 6, 4, 4).to(memory_format=torch.channels_last)):
+        wanted = (y + added) * scale[:, None, None] + shift[:, None, None]
+        got = kernels.fwht2d(x, t, None, Options(), Epilogue(scale, shift, None, -math.inf, math.inf, added))
+        torch.testing.assert_close(got, wanted)
+    apart = torch.rand(12)[::2]
+    got = kernels.fwht2d(x, t, None, Options(), Epilogue(apart, shift, None, -math.inf, math.inf))
+    torch.testing.assert_close(got, y * apart[:, None, None] + shift[:, None, None])
     got = kernels.fwht2d(x, t, None, Options(), Epilogue(scale.double(), shift.double(), None, 0.0, 1.0))
     torch.testing.assert_close(got, (y * scale[:, None, None] + shift[:, None, None]).clamp(0, 1))
 
@@ -425,7 +436,7 @@ def test_nothing_beyond_the_result_is_written(layout, dtype, monkeypatch):
     buffer = torch.full((x.numel() + 256,), 7.0, dtype=dtype)
     y = torch.as_strided(buffer, x.shape, x.stride(), 128)
     memory = torch.channels_last if layout == "channels_last" else torch.contiguous_format
-    job = cpu._job_2d(dtype, x.shape, memory, (8, 8), Options())
+    job = cpu._job_2d(x, memory, torch.rand(8, 8), Options())
     monkeypatch.setattr(cpu, "_empty", lambda *_: y)
     with torch.no_grad():
         for epilogue in (None, Epilogue(torch.rand(13), torch.rand(13), x, 0.0, 6.0)):

@@ -54,6 +54,7 @@ class FinishedLayer(nn.Module):
     def __init__(self, layer: _Layer, norm: _BatchNorm, bounds: tuple[float, float] = UNBOUNDED) -> None:
         super().__init__()
         self.layer, self.bounds = layer, bounds
+        self.channels = norm.num_features if isinstance(layer, FWHT2d) else 0  # 0: the layer looks itself
         scale, shift = _scale_and_shift(norm)
         self.register_buffer("scale", scale)
         self.register_buffer("shift", shift)
@@ -61,10 +62,11 @@ class FinishedLayer(nn.Module):
     @fx_leaf
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """``(N, C_in, H, W)`` → the layer's result, finished; 1-D layers take other numbers of dimensions too."""
-        layer, scale = self.layer, self.scale
-        if isinstance(layer, FWHT2d) and (x.dim() != 4 or x.shape[1] != scale.numel()):
-            raise ValueError(f"FinishedLayer takes (N, {scale.numel()}, H, W), got shape {tuple(x.shape)}")
-        return layer.finished(x, Epilogue(scale, self.shift, residual, *self.bounds))
+        # Without the detour that nn.Module takes to what it holds.
+        layer, buffers = cast(_Layer, self._modules["layer"]), cast("dict[str, Tensor]", self._buffers)
+        if self.channels and (x.dim() != 4 or x.shape[1] != self.channels):
+            raise ValueError(f"FinishedLayer takes (N, {self.channels}, H, W), got shape {tuple(x.shape)}")
+        return layer.finished(x, Epilogue(buffers["scale"], buffers["shift"], residual, *self.bounds))
 
     def extra_repr(self) -> str:
         """The bounds, where there are any."""

@@ -349,7 +349,7 @@ class FWHT2d(SpectralLayer):
     def finished(self, x: Tensor, epilogue: kernels.Epilogue) -> Tensor:
         """:meth:`forward` of ``(N, C, H, W)`` and what follows it."""
         _check_map(self, x)
-        epilogue = _with_input(x, epilogue) if self.residual else epilogue
+        epilogue = kernels.Epilogue(*epilogue[:5], x) if self.residual else epilogue
         return kernels.fwht2d(x, self._own("threshold"), self._own("weight"), self.options, epilogue)
 
     def coefficients(self, x: Tensor) -> Tensor:
@@ -515,7 +515,7 @@ class HTPerceptron2d(SpectralLayer):
         """:meth:`forward` and what follows it: every path adds those before it, scaled; the last one is shifted too."""
         if _wide(x) is not x:  # paths are summed in float32, and rounded before anything follows
             return kernels.finish(self.forward(x), epilogue)
-        epilogue = _with_input(x, epilogue) if self.residual else epilogue
+        epilogue = kernels.Epilogue(*epilogue[:5], x) if self.residual else epilogue
         *others, (z, t, v) = self._paths(x)
         for path in others:
             so_far = kernels.Epilogue(epilogue.scale, torch.zeros_like(epilogue.shift), epilogue.residual, *UNBOUNDED)
@@ -533,8 +533,10 @@ class HTPerceptron2d(SpectralLayer):
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"HTPerceptron2d takes (N, {self.in_channels}, H, W), got shape {tuple(x.shape)}")
         wide = _wide(x)  # coefficients and sums are at least float32
-        for conv, t, v in zip(self.path_convs(), self.threshold, self.weight, strict=True):
-            yield F.conv2d(wide, conv.weight.to(wide.dtype)), t, v
+        threshold, weight = self._own("threshold"), self._own("weight")
+        for p, conv in enumerate(self.path_convs()):
+            mix = conv.weight if conv.weight.dtype is wide.dtype else conv.weight.to(wide.dtype)
+            yield F.conv2d(wide, mix), threshold[p], weight[p]
 
     def wht_additions(self, input_shape: tuple[int, ...]) -> int:
         """Additions of the transforms of all maps in and out, once, and of the sums over paths, as in the formula."""
@@ -688,14 +690,6 @@ def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
 def _wide(x: Tensor) -> Tensor:
     """``x``, in float32 if its dtype has a lower precision."""
     return x if x.dtype.itemsize >= 4 else x.float()
-
-
-def _with_input(x: Tensor, epilogue: kernels.Epilogue) -> kernels.Epilogue:
-    """What follows a layer that adds its input to its result: the input is scaled as the result is."""
-    scale, other = epilogue.scale.view(-1, 1, 1), epilogue.residual
-    if isinstance(other, Tensor):
-        return epilogue._replace(residual=torch.addcmul(other, x, scale))
-    return epilogue._replace(residual=x * scale if other is None else x * scale + other)
 
 
 def _check_map(layer: FWHT2d | HTPerceptron2d, x: Tensor) -> None:

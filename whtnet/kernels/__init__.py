@@ -17,13 +17,14 @@ without a GPU.
 """
 
 import os
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from whtnet.errors import UserError
 from whtnet.kernels import cpu, operators, reference
-from whtnet.kernels.dispatch import is_direct, records_graph
+from whtnet.kernels.dispatch import is_direct, records_graph, remember, remembered
 from whtnet.kernels.operators import DEVICE_BACKENDS
 from whtnet.kernels.options import Epilogue, Options
 from whtnet.kernels.reference import finish
@@ -121,16 +122,7 @@ def fwht2d(
     x: Tensor, threshold: Tensor, weight: Tensor | None, options: Options, epilogue: Epilogue | None = None
 ) -> Tensor:
     """:func:`whtnet.functional.fwht2d` by the backend for these tensors, and what follows it, at once if it can be."""
-    points = threshold.numel()
-    if _is_direct(x, threshold, weight, points, epilogue):
-        if records_graph(x, threshold, weight):
-            return operators.FWHT2dFunction.apply(cpu.fwht2d, x, threshold, weight, options)
-        return cpu.fwht2d(x, threshold, weight, options, epilogue)
-    if epilogue is not None:
-        return finish(fwht2d(x, threshold, weight, options), epilogue)
-    if backend_for(x, threshold, weight, points=points) == "reference":
-        return reference.fwht2d(x, threshold, weight, options)
-    return operators.fwht2d(x, threshold, weight, options)
+    return _layer("fwht2d", x, threshold, weight, (options,), threshold.numel(), epilogue)
 
 
 def bwht1d(
@@ -145,30 +137,39 @@ def bwht1d(
     """:func:`whtnet.functional.bwht1d` by the backend for these tensors, and what follows it, at once if it can be."""
     if stride != 1 and x.dim() > 4:  # the kernels subsample maps; other grids of pixels are subsampled here
         x, stride = reference.subsampled(x, stride), 1
-    points = threshold.shape[-1]
-    if _is_direct(x, threshold, weight, points, epilogue):
-        if records_graph(x, threshold, weight):
-            return operators.BWHT1dFunction.apply(cpu.bwht1d, x, threshold, weight, out_channels, stride, options)
-        return cpu.bwht1d(x, threshold, weight, out_channels, stride, options, epilogue)
+    return _layer("bwht1d", x, threshold, weight, (out_channels, stride, options), threshold.shape[-1], epilogue)
+
+
+def _layer(
+    name: str,
+    x: Tensor,
+    threshold: Tensor,
+    weight: Tensor | None,
+    others: tuple[Any, ...],
+    points: int,
+    epilogue: Epilogue | None,
+) -> Tensor:
+    tensors: tuple[Tensor, ...] = (x, threshold) if weight is None else (x, threshold, weight)
     if epilogue is not None:
-        return finish(bwht1d(x, threshold, weight, out_channels, stride, options), epilogue)
+        tensors += epilogue.tensors()
+    direct, inference = _choice in _DIRECT, not torch.is_grad_enabled()
+    key = name, x.shape, others, len(tensors)
+    if direct and inference and (job := remembered(key, tensors)) is not None:
+        return cpu.run(job, x, threshold, weight, epilogue)
+    direct = direct and (epilogue is None or inference) and all(isinstance(t, Tensor) for t in tensors)
+    if direct and is_direct(*tensors) and cpu.takes_as_is(x, threshold, weight, points):
+        kernel = getattr(cpu, name)
+        if records_graph(x, threshold, weight):
+            return operators.FUNCTIONS[name].apply(kernel, x, threshold, weight, *others)
+        if inference and (job := cpu.job_as_is(name, x, threshold, weight, others, epilogue)) is not None:
+            remember(key, tensors, job)
+        return kernel(x, threshold, weight, *others, epilogue)
+    if epilogue is not None:
+        return finish(_layer(name, x, threshold, weight, others, points, None), epilogue)
     if backend_for(x, threshold, weight, points=points) == "reference":
-        return reference.bwht1d(x, threshold, weight, out_channels, stride, options)
-    return operators.bwht1d(x, threshold, weight, out_channels, stride, options)
+        return getattr(reference, name)(x, threshold, weight, *others)
+    return getattr(operators, name)(x, threshold, weight, *others)
 
 
 # The choices with which a CPU's tensors go to the C++ kernel.
 _DIRECT = ("auto", "cpu") if DEVICE_BACKENDS["cpu"][1] is cpu else ()
-
-
-def _is_direct(x: Tensor, threshold: Tensor, weight: Tensor | None, points: int, epilogue: Epilogue | None) -> bool:
-    # Whether the CPU's kernel is there, takes the tensors as they are, and can be called without the dispatcher.
-    if _choice not in _DIRECT:
-        return False
-    if epilogue is None:
-        direct = is_direct(x, threshold, weight)
-    else:
-        residual = epilogue.residual  # a number, perhaps
-        tensors = residual is None or isinstance(residual, Tensor)
-        direct = tensors and not torch.is_grad_enabled() and is_direct(x, threshold, weight, *epilogue[:3])
-    return direct and cpu.takes_as_is(x, threshold, weight, points)

@@ -74,7 +74,7 @@ def _load() -> _Functions:
     library.whtnet_use_openmp.argtypes = [ctypes.c_void_p] * 2
     library.whtnet_use_openmp(*_openmp())
     library.whtnet_forward.argtypes = layer = [ctypes.c_void_p] * 5 + [ctypes.c_int]
-    library.whtnet_forward_and.argtypes = layer + [ctypes.c_void_p] * 3 + [ctypes.c_double] * 2
+    library.whtnet_forward_and.argtypes = layer + [ctypes.c_void_p] * 4 + [ctypes.c_double] * 2
     library.whtnet_backward.argtypes = [ctypes.c_void_p] * 8 + [ctypes.c_int]
     return _Functions(library.whtnet_forward, library.whtnet_forward_and, library.whtnet_backward)
 
@@ -108,7 +108,7 @@ def fwht2d(
 ) -> Tensor:
     """``whtnet::fwht2d``, see :func:`whtnet.functional.fwht2d`, and what follows it."""
     x, layout = as_stored(x)
-    return _forward(_job_2d(x.dtype, x.shape, layout, threshold.shape, options), x, threshold, weight, epilogue)
+    return _forward(_job_2d(x, layout, threshold, options), x, threshold, weight, epilogue)
 
 
 def bwht1d(
@@ -122,46 +122,68 @@ def bwht1d(
 ) -> Tensor:
     """``whtnet::bwht1d``, see :func:`whtnet.functional.bwht1d`, and what follows it."""
     x, layout = as_stored(x)
-    job = _job_1d(x.dtype, x.shape, layout, threshold.shape, out_channels, stride, options)
-    return _forward(job, x, threshold, weight, epilogue)
+    return _forward(_job_1d(x, layout, threshold, out_channels, stride, options), x, threshold, weight, epilogue)
 
 
 def _forward(
     job: "_Job", x: Tensor, threshold: Tensor, weight: Tensor | None, epilogue: Epilogue | None = None
 ) -> Tensor:
-    if epilogue is not None and not _takes_epilogue(job, x, epilogue):
-        return finish(_forward(job, x, threshold, weight), epilogue)
+    threshold, weight = threshold.contiguous(), None if weight is None else weight.contiguous()
+    if epilogue is None:
+        return run(job, x, threshold, weight, None)
+    if not _takes_epilogue(job, x, epilogue):
+        return finish(run(job, x, threshold, weight, None), epilogue)
+    added, residual = (None if a is None else _in_format(job, a) for a in (epilogue.added, epilogue.residual))
+    return run(job, x, threshold, weight, epilogue._replace(added=added, residual=residual))
+
+
+def run(job: "_Job", x: Tensor, threshold: Tensor, weight: Tensor | None, epilogue: Epilogue | None) -> Tensor:
+    """The kernel, for tensors that lie as it reads them."""
     y = _empty(*job.result, x.dtype)
     if address := x.data_ptr():  # else there is nothing in it
-        threshold = threshold.contiguous()
-        weight = None if weight is None else weight.contiguous()
-        arguments = (
-            job.address,
-            address,
-            threshold.data_ptr(),
-            None if weight is None else weight.data_ptr(),
-            y.data_ptr(),
-            _threads(),
-        )
+        arguments = job.address, address, threshold.data_ptr(), _address(weight), y.data_ptr(), _threads()
         if epilogue is None:
             _check(_kernel.get().forward(*arguments))
         else:
-            scale, shift, residual, low, high = epilogue
-            if residual is not None:
-                residual = residual.contiguous(memory_format=job.memory_format)
-            _check(_kernel.get().forward_and(*arguments, *map(_address, (scale, shift, residual)), low, high))
+            scale, shift, residual, low, high, added = epilogue
+            addends = _address(added), _address(residual)
+            _check(_kernel.get().forward_and(*arguments, scale.data_ptr(), shift.data_ptr(), *addends, low, high))
     return y
 
 
+def job_as_is(
+    name: str,
+    x: Tensor,
+    threshold: Tensor,
+    weight: Tensor | None,
+    others: tuple[Any, ...],
+    epilogue: Epilogue | None,
+) -> "_Job | None":
+    """What :func:`run` is to do for the operator ``name``, or None if a tensor does not lie as the kernel reads it."""
+    stored, layout = as_stored(x)
+    job = _JOBS[name](stored, layout, threshold, *others)
+    whole = stored is x and threshold.is_contiguous() and (weight is None or weight.is_contiguous())
+    if whole and epilogue is not None:
+        addends = (epilogue.added, epilogue.residual)
+        whole = _takes_epilogue(job, x, epilogue) and all(a is None or _in_format(job, a) is a for a in addends)
+    return job if whole else None
+
+
 def _takes_epilogue(job: "_Job", x: Tensor, epilogue: Epilogue) -> bool:
-    scale, shift, residual = epilogue[:3]
+    scale, shift = epilogue.scale, epilogue.shift
     shape, wanted = job.result[0], _PARAMETER_DTYPES[x.dtype]
     return (
         scale.dtype is wanted
         and shift.dtype is wanted
         and scale.numel() == shift.numel() == shape[1]  # len() is a function in Python
-        and (residual is None or (residual.dtype is x.dtype and residual.shape == shape))
+        and scale.is_contiguous()
+        and shift.is_contiguous()
+        and all(a is None or (a.dtype is x.dtype and a.shape == shape) for a in (epilogue.added, epilogue.residual))
     )
+
+
+def _in_format(job: "_Job", addend: Tensor) -> Tensor:
+    return addend.contiguous(memory_format=job.memory_format)
 
 
 def _address(x: Tensor | None) -> int | None:
@@ -213,8 +235,21 @@ class _Job(ctypes.Structure):
         self.address = ctypes.addressof(self)
 
 
+def _job_2d(x: Tensor, layout: torch.memory_format, threshold: Tensor, options: Options) -> _Job:
+    return _job_of_maps(x.dtype, x.shape, layout, threshold.shape, options)
+
+
+def _job_1d(
+    x: Tensor, layout: torch.memory_format, threshold: Tensor, out_channels: int, stride: int, options: Options
+) -> _Job:
+    return _job_of_pixels(x.dtype, x.shape, layout, threshold.shape, out_channels, stride, options)
+
+
+_JOBS: dict[str, Callable[..., _Job]] = {"fwht2d": _job_2d, "bwht1d": _job_1d}
+
+
 @functools.lru_cache(maxsize=512)
-def _job_2d(
+def _job_of_maps(
     dtype: torch.dtype,
     shape: torch.Size,
     layout: torch.memory_format,
@@ -236,7 +271,7 @@ def _job_2d(
 
 
 @functools.lru_cache(maxsize=512)
-def _job_1d(
+def _job_of_pixels(
     dtype: torch.dtype,
     shape: torch.Size,
     layout: torch.memory_format,
@@ -315,9 +350,5 @@ def _log2(n: int) -> int:
 
 # -- gradients ---------------------------------------------------------------------------------------------------------
 
-fwht2d_backward = gradient_operator(
-    lambda x, layout, threshold, *others: _job_2d(x.dtype, x.shape, layout, threshold.shape, *others), _backward
-)
-bwht1d_backward = gradient_operator(
-    lambda x, layout, threshold, *others: _job_1d(x.dtype, x.shape, layout, threshold.shape, *others), _backward
-)
+fwht2d_backward = gradient_operator(_job_2d, _backward)
+bwht1d_backward = gradient_operator(_job_1d, _backward)

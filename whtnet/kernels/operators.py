@@ -130,23 +130,21 @@ def _unpacked(operator: Callable[..., Any]) -> Callable[..., Any]:
     return staticmethod(lambda *arguments: operator(*arguments[:-1], *arguments[-1]))
 
 
-class FWHT2dFunction(_LayerFunction):
-    """Of ``whtnet::fwht2d``."""
-
+class _FWHT2dFunction(_LayerFunction):
     kernel = staticmethod(cpu.fwht2d)
     kernel_gradient = staticmethod(cpu.fwht2d_backward)
     operator_gradient = _unpacked(torch.ops.whtnet.fwht2d_backward)
     reference = staticmethod(reference.fwht2d)
 
 
-class BWHT1dFunction(_LayerFunction):
-    """Of ``whtnet::bwht1d``."""
-
+class _BWHT1dFunction(_LayerFunction):
     kernel = staticmethod(cpu.bwht1d)
     kernel_gradient = staticmethod(cpu.bwht1d_backward)
     operator_gradient = _unpacked(torch.ops.whtnet.bwht1d_backward)
     reference = staticmethod(reference.bwht1d)
 
+
+FUNCTIONS: dict[str, type[_LayerFunction]] = {"fwht2d": _FWHT2dFunction, "bwht1d": _BWHT1dFunction}
 
 # As torch.library.register_autograd, at half the cost of a small layer's pass and back.
 _autograd = torch.library.Library("whtnet", "FRAGMENT")
@@ -167,5 +165,5 @@ def _register_autograd(name: str, function: type[_LayerFunction]) -> None:
     _autograd.impl(name, _packed(differentiable), "Autograd")
 
 
-_register_autograd("fwht2d", FWHT2dFunction)
-_register_autograd("bwht1d", BWHT1dFunction)
+for _name, _function in FUNCTIONS.items():
+    _register_autograd(_name, _function)

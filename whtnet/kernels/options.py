@@ -21,7 +21,7 @@ UNBOUNDED = (-math.inf, math.inf)
 
 
 class Epilogue(NamedTuple):
-    """What may follow a layer's result y in inference: ``clamp(y * scale + shift + residual, low, high)``.
+    """What may follow a layer's result y in inference: ``clamp((y + added) * scale + shift + residual, low, high)``.
 
     Attributes:
         scale: ``(C,)``, one for each channel of y.
@@ -29,6 +29,7 @@ class Epilogue(NamedTuple):
         residual: an addend of the shape of y, or None.
         low: lower bound, or minus infinity.
         high: upper bound, or infinity.
+        added: an addend of the shape of y, before it is scaled, or None.
     """
 
     scale: Tensor
@@ -36,3 +37,10 @@ class Epilogue(NamedTuple):
     residual: Tensor | None
     low: float
     high: float
+    added: Tensor | None = None
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Those that are there."""
+        tensors: tuple[Tensor, ...] = self[:2]
+        tensors = tensors if self.added is None else (*tensors, self.added)
+        return tensors if self.residual is None else (*tensors, self.residual)

@@ -161,6 +161,7 @@ def apply_threshold(z: Tensor, t: Tensor, options: Options) -> Tensor:
 
 def finish(y: Tensor, epilogue: Epilogue) -> Tensor:
     """What follows a layer's result ``(N, C, *spatial)``, in its dtype."""
+    y = y if epilogue.added is None else y + epilogue.added
     shape = (-1, *(1,) * (y.dim() - 2))
     z = (y * epilogue.scale.view(shape) + epilogue.shift.view(shape)).to(y.dtype)
     z = z if epilogue.residual is None else z + epilogue.residual

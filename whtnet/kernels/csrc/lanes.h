@@ -17,10 +17,10 @@ template <class R_, class S_> struct LanesForm : Layer<R_, S_> {
   static const int LEAST = 1;          // vectors of a unit
   static const bool STREAMS = false;   // whether results may go past the cache
 
-  LanesForm(const Job& job, const Arrays& a) : Base(job, a, order(job), L) {}
+  LanesForm(const Job& job, const Arrays& a) : Base(job, a, remembered<order>(job.log2_block), L) {}
 
-  static std::vector<int> order(const Job& job) {
-    std::vector<int> points(int64_t(1) << job.log2_block);
+  static std::vector<int> order(int64_t log2_block) {
+    std::vector<int> points(int64_t(1) << log2_block);
     for (size_t p = 0; p < points.size(); p++) points[p] = int(p);
     return in_order(points, 1);
   }
@@ -65,13 +65,15 @@ template <class R_, class S_> struct LanesForm : Layer<R_, S_> {
   }
 
   void finish_units(int64_t first, int64_t last, const Finisher<R, S>& finisher) const {
-    const int64_t points = job.out.H * job.out.W;
+    const int64_t points = job.out.H * job.out.W, by = job.out.point;
+    const auto step = finisher.step;
     for (int64_t u = first; u < last; u++) {
       const Unit unit = this->unit(u);
-      const int64_t from = this->offset(this->result, unit);
-      for (int64_t p = 0; p < points; p++) {
-        const int64_t at = from + p * job.out.point;
-        job.channels ? finisher.across(at, unit.count, unit.first) : finisher.within(at, unit.count, p);
+      int64_t at = this->offset(this->result, unit);
+      auto factors = finisher.from(job.channels ? unit.first : 0);
+      for (int64_t p = 0; p < points; p++, at += by) {
+        if (!job.channels) factors = finisher.of(p);
+        step(at, unit.count, factors);
       }
     }
   }

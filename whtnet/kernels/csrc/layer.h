@@ -1,6 +1,7 @@
 // The job: what Python asks for, where activations lie, what is done with a coefficient, sums of gradients.
 #pragma once
 #include <cmath>
+#include <mutex>
 #include <vector>
 
 #include "simd.h"
@@ -35,10 +36,10 @@ struct Job {
 };
 #undef FIELD
 
-// clamp(y * scale + shift + residual, low, high) of a result y: a scale and a shift for each channel, and an addend of
-// the shape and memory format of y, which may be null.
+// clamp((y + added) * scale + shift + residual, low, high) of a result y: a scale and a shift for each channel, and
+// addends of the shape and memory format of y, which may be null.
 struct Epilogue {
-  const void *scale, *shift, *residual;
+  const void *scale, *shift, *added, *residual;
   double low, high;
 };
 
@@ -108,6 +109,14 @@ std::vector<int> in_order(const std::vector<int>& tile, int64_t of) {
   return order;
 }
 
+// make(log2_block) of a block that has been met before, once for the process.
+template <std::vector<int> (*make)(int64_t)> const std::vector<int>& remembered(int64_t log2_block) {
+  static std::vector<int> made[64];
+  static std::once_flag flags[64];
+  std::call_once(flags[log2_block], [&] { made[log2_block] = make(log2_block); });
+  return made[log2_block];
+}
+
 // One side of the job.
 struct View {
   Side s;
@@ -123,6 +132,7 @@ struct Unit {             // items that are worked on together
 // A layer divides its work into units; a block's coefficients stand in `slots`, in the order in which it meets them.
 template <class R, class S> struct Layer {
   const Job& job;
+  const R* const t;
   const S *const x, *const gy;
   S* const out;
   const bool read_again;               // the result, at once
@@ -130,7 +140,7 @@ template <class R, class S> struct Layer {
   const int64_t block, blocks, slots;  // points of a block; blocks of the wide side; slots of a block
   const int64_t sets;                  // of parameters: one, or one for each block
   const R forth, back;                 // scales of the transforms before and after the thresholds
-  const std::vector<int> coefficient;  // of each slot
+  const std::vector<int>& coefficient;  // of each slot
   const int64_t group, units_per_image, units;  // group: items of a unit
   const int64_t chunk_units, chunks;
   const View in, result;
@@ -142,8 +152,9 @@ template <class R, class S> struct Layer {
     return (units + chunks - 1) / chunks;
   }
 
-  Layer(const Job& job, const Arrays& a, std::vector<int> order, int64_t group)
+  Layer(const Job& job, const Arrays& a, const std::vector<int>& order, int64_t group)
       : job(job),
+        t((const R*)a.t),
         x((const S*)a.x),
         gy((const S*)a.gy),
         out((S*)a.out),
@@ -155,7 +166,7 @@ template <class R, class S> struct Layer {
         sets(job.shared ? 1 : blocks),
         forth(job.ortho ? R(1 / std::sqrt(double(block))) : R(1)),
         back(R((job.ortho ? 1 / std::sqrt(double(block)) : 1 / double(block)) / double(job.means))),
-        coefficient(std::move(order)),
+        coefficient(order),
         group(group),
         units_per_image((job.lanes + group - 1) / group),
         units(job.images * units_per_image),
@@ -163,19 +174,18 @@ template <class R, class S> struct Layer {
         chunks((units + chunk_units - 1) / chunk_units),
         in(view(job.in, true)),
         result(view(job.out, false)),
-        active(sets * slots),
-        T(sets * slots),
         scaled(sets * slots),
         W(sets * slots),
-        U(sets * slots) {
-    for (int64_t at = 0; at < sets * slots; at++) {
-      const int64_t b = at / slots, p = coefficient[at % slots];
-      const R t = ((const R*)a.t)[b * block + p], v = has_weight ? ((const R*)a.v)[b * block + p] : R(1);
-      active[at] = !(job.clamp && t <= 0);
-      T[at] = active[at] ? t : R(0);
-      scaled[at] = T[at] * back;
-      W[at] = v * forth, U[at] = v * forth * back;
-    }
+        T(gy ? sets * slots : 0),
+        U(gy ? sets * slots : 0) {
+    const R* v = (const R*)a.v;
+    for (int64_t b = 0, at = 0; b < sets; b++)
+      for (int64_t slot = 0; slot < slots; slot++, at++) {
+        const int64_t i = b * block + coefficient[slot];
+        const R threshold = active(i) ? t[i] : R(0), weight = v ? v[i] * forth : forth;
+        scaled[at] = threshold * back, W[at] = weight;
+        if (gy) T[at] = threshold, U[at] = weight * back;
+      }
     if (gy) sums.assign(chunks * 2 * sets * slots, 0.0);
   }
 
@@ -226,20 +236,24 @@ template <class R, class S> struct Layer {
   int64_t flush_after() const { return sets < blocks ? (64 + blocks - 1) / blocks : 64; }
 
   void finish(R* gt, R* gv) const {
-    std::vector<double> t(sets * block), v(sets * block);
-    for (int64_t c = 0; c < chunks; c++)
-      for (int64_t at = 0; at < sets * slots; at++) {
-        const int64_t i = at / slots * block + coefficient[at % slots];
-        if (active[at]) t[i] -= sums[2 * c * sets * slots + at];
-        v[i] += sums[(2 * c + 1) * sets * slots + at];
-      }
-    for (int64_t i = 0; i < sets * block; i++) gt[i] = R(t[i] * back);
-    for (int64_t i = 0; gv && i < sets * block; i++) gv[i] = R(v[i] * forth * back);
+    std::vector<double> dt(sets * block), dv(sets * block);
+    for (int64_t c = 0; c < chunks; c++) {
+      const double *const st = sums.data() + 2 * c * sets * slots, *const sv = st + sets * slots;
+      for (int64_t b = 0, at = 0; b < sets; b++)
+        for (int64_t slot = 0; slot < slots; slot++, at++) {
+          const int64_t i = b * block + coefficient[slot];
+          if (active(i)) dt[i] -= st[at];
+          dv[i] += sv[at];
+        }
+    }
+    for (int64_t i = 0; i < sets * block; i++) gt[i] = R(dt[i] * back);
+    for (int64_t i = 0; gv && i < sets * block; i++) gv[i] = R(dv[i] * forth * back);
   }
 
  private:
-  std::vector<char> active;  // where the clamp lets a gradient pass
-  Buffer<R> T, scaled, W, U;
+  Buffer<R> scaled, W, T, U;  // the last two for gradients alone
+
+  INLINE bool active(int64_t i) const { return !(job.clamp && t[i] <= 0); }  // whether the clamp lets a gradient pass
   std::vector<double> sums;
 };
 

@@ -25,23 +25,24 @@ template <class R_, class S_> struct PointsForm : Layer<R_, S_> {
   Buffer<R> first_slots;  // 1 for those of coefficient 0, else 0
 
   PointsForm(const Job& job, const Arrays& a)
-      : Base(job, a, order(job), unit_points(job) >> job.log2_block), first_slots(slots) {
-    for (int64_t k = 0; k < slots; k++) first_slots[k] = this->coefficient[k] == 0;
+      : Base(job, a, remembered<order>(job.log2_block), unit_points(job.log2_block) >> job.log2_block),
+        first_slots(job.keep_dc ? slots : 0) {
+    for (int64_t k = 0; job.keep_dc && k < slots; k++) first_slots[k] = this->coefficient[k] == 0;
   }
 
-  static int64_t unit_points(const Job& job) {
-    const int64_t block = int64_t(1) << job.log2_block;
+  static int64_t unit_points(int64_t log2_block) {
+    const int64_t block = int64_t(1) << log2_block;
     return block > LEAST * L ? block : LEAST * L;
   }
 
-  static std::vector<int> order(const Job& job) {
-    std::vector<int> p(unit_points(job));
+  static std::vector<int> order(int64_t log2_block) {
+    std::vector<int> p(unit_points(log2_block));
     with_constant<LEAST, REGISTERS>(p.size() / L, [&](auto n) {
       for (size_t start = 0; start < p.size(); start += n * L) {
         I r[n];
         for (int i = 0; i < n * L; i++) r[i / L][i % L] = int(start) + i;
         permute<n>(r);
-        for (int i = 0; i < n * L; i++) p[start + i] = int(r[i / L][i % L]) & ((1 << job.log2_block) - 1);
+        for (int i = 0; i < n * L; i++) p[start + i] = int(r[i / L][i % L]) & ((1 << log2_block) - 1);
       }
     });
     return in_order(p, L);

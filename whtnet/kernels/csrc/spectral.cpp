@@ -49,8 +49,8 @@ int run_layer(const Job& job, const Arrays& a, void* gt, void* gv, const Threads
     else layer.forward(first, last);
     end_of_stream();
   };
-  // A thread is worth waking for some ten microseconds of work.
-  const int64_t useful = job.images * job.lanes * layer.blocks * layer.block / 32768 + 1;
+  // A thread is worth waking for some ten microseconds of work: a thousand vectors.
+  const int64_t useful = job.images * job.lanes * layer.blocks * layer.block / (1024 * Lanes<R>::n) + 1;
   if (!parallel(chunk, layer.chunks, threads, useful)) return 1;
   if (a.gy) layer.finish((R*)gt, (R*)gv);
   return 0;
@@ -92,8 +92,9 @@ extern "C" int whtnet_forward(const Job* job, const void* x, const void* t, cons
 
 // Forward, and then an epilogue.
 extern "C" int whtnet_forward_and(const Job* job, const void* x, const void* t, const void* v, void* out, int count,
-                                  const void* scale, const void* shift, const void* residual, double low, double high) {
-  const Epilogue epilogue{scale, shift, residual, low, high};
+                                  const void* scale, const void* shift, const void* added, const void* residual,
+                                  double low, double high) {
+  const Epilogue epilogue{scale, shift, added, residual, low, high};
   return run(*job, {x, nullptr, t, v, out, &epilogue}, nullptr, nullptr, {count, openmp.fork, openmp.number});
 }
 
