@@ -282,6 +282,9 @@ def test_measurements_of_other_processors_stand_beside_the_first(measured):
     assert devices.headings[2:] == ["× a machine", "× another"]
     assert ["2D-FWHT", "forward + backward", "5.0 (5.0–5.0)", "5.0 (5.0–5.0)"] in devices.texts
     assert ["paper", "training step", "2.00 (2.00–2.00)", ""] in devices.texts
+    control = [{**measured["networks"][1], "label": "control"}]  # measured there alone
+    texts = speed_tables(SPEC, with_measurement(measured, {**slower, "networks": control}))[-1].texts
+    assert ["control", "training step", "", "2.00 (2.00–2.00)"] in texts
     assert [note.split(",")[0] for note in devices.notes] == ["Measured on a machine", "Measured on another"]
 
 
@@ -299,5 +302,6 @@ def test_figures(measured, tmp_path):
 
 def test_the_committed_measurement_is_whole():
     stored = json.loads((ROOT / "results" / "speed.json").read_text())
-    assert len(stored["networks"]) == len(SPEC.networks)
+    measured = [row["label"] for one in (stored, *stored["others"]) for row in one["networks"]]
+    assert set(measured) == {row["label"] for row in SPEC.networks}
     assert len(speed_tables(SPEC, stored)[0].rows) == len(SPEC.rows)

@@ -293,7 +293,8 @@ def _devices_table(spec: TableSpec, measured: list[Mapping[str, Any]]) -> Table:
             ]
             rows.append({"what": row["label"], "passes": passes, **dict(zip(devices, cells, strict=True))})
     networks = [{row["label"]: row for row in one["networks"]} for one in measured]
-    for label in (row["label"] for row in measured[0]["networks"] if row["policy"] != "none"):
+    changed = (row["label"] for one in measured for row in one["networks"] if row["policy"] != "none")
+    for label in dict.fromkeys(changed):
         for passes, key in _STEPS.items():
             cells = [Quartiles(**one[label][key]["times_as_fast"]) if label in one else None for one in networks]
             rows.append({"what": label, "passes": passes, **dict(zip(devices, cells, strict=True))})
