@@ -33,7 +33,8 @@ def measured(spec: TableSpec, stored: Mapping[str, Any]) -> set[str]:
         case "coverage":
             return {_pair(entry["backbone"], entry["policy"]) for entry in stored["pairs"]}
         case "speed":
-            return {network["label"] for network in stored["networks"]}
+            every = (stored, *stored.get("others", ()))  # of each device
+            return {network["label"] for one in every for network in one["networks"]}
         case "deployment":
             return {*stored["runtimes"], *stored["layers"]}
         case _:
