@@ -54,7 +54,6 @@ class FinishedLayer(nn.Module):
     def __init__(self, layer: _Layer, norm: _BatchNorm, bounds: tuple[float, float] = UNBOUNDED) -> None:
         super().__init__()
         self.layer, self.bounds = layer, bounds
-        self.channels = norm.num_features if isinstance(layer, FWHT2d) else 0  # 0: the layer looks itself
         scale, shift = _scale_and_shift(norm)
         self.register_buffer("scale", scale)
         self.register_buffer("shift", shift)
@@ -64,9 +63,10 @@ class FinishedLayer(nn.Module):
         """``(N, C_in, H, W)`` → the layer's result, finished; 1-D layers take other numbers of dimensions too."""
         # Without the detour that nn.Module takes to what it holds.
         layer, buffers = cast(_Layer, self._modules["layer"]), cast("dict[str, Tensor]", self._buffers)
-        if self.channels and (x.dim() != 4 or x.shape[1] != self.channels):
-            raise ValueError(f"FinishedLayer takes (N, {self.channels}, H, W), got shape {tuple(x.shape)}")
-        return layer.finished(x, Epilogue(buffers["scale"], buffers["shift"], residual, *self.bounds))
+        scale, shift = buffers["scale"], buffers["shift"]
+        if isinstance(layer, FWHT2d) and (x.dim() != 4 or x.shape[1] != scale.numel()):
+            raise ValueError(f"FinishedLayer takes (N, {scale.numel()}, H, W), got shape {tuple(x.shape)}")
+        return layer.finished(x, Epilogue(scale, shift, residual, *self.bounds))
 
     def extra_repr(self) -> str:
         """The bounds, where there are any."""

@@ -349,7 +349,7 @@ class FWHT2d(SpectralLayer):
     def finished(self, x: Tensor, epilogue: kernels.Epilogue) -> Tensor:
         """:meth:`forward` of ``(N, C, H, W)`` and what follows it."""
         _check_map(self, x)
-        epilogue = kernels.Epilogue(*epilogue[:5], x) if self.residual else epilogue
+        epilogue = epilogue._replace(added=x) if self.residual else epilogue
         return kernels.fwht2d(x, self._own("threshold"), self._own("weight"), self.options, epilogue)
 
     def coefficients(self, x: Tensor) -> Tensor:
@@ -515,7 +515,7 @@ class HTPerceptron2d(SpectralLayer):
         """:meth:`forward` and what follows it: every path adds those before it, scaled; the last one is shifted too."""
         if _wide(x) is not x:  # paths are summed in float32, and rounded before anything follows
             return kernels.finish(self.forward(x), epilogue)
-        epilogue = kernels.Epilogue(*epilogue[:5], x) if self.residual else epilogue
+        epilogue = epilogue._replace(added=x) if self.residual else epilogue
         *others, (z, t, v) = self._paths(x)
         for path in others:
             so_far = kernels.Epilogue(epilogue.scale, torch.zeros_like(epilogue.shift), epilogue.residual, *UNBOUNDED)

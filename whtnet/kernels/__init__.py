@@ -153,10 +153,11 @@ def _layer(
     if epilogue is not None:
         tensors += epilogue.tensors()
     direct, inference = _choice in _DIRECT, not torch.is_grad_enabled()
-    key = name, x.shape, others, len(tensors)
+    key = (name, x.shape, others, len(tensors)) if inference else None
     if direct and inference and (job := remembered(key, tensors)) is not None:
         return cpu.run(job, x, threshold, weight, epilogue)
-    direct = direct and (epilogue is None or inference) and all(isinstance(t, Tensor) for t in tensors)
+    if epilogue is not None:  # an addend may be a number
+        direct = direct and inference and all(isinstance(t, Tensor) for t in tensors)
     if direct and is_direct(*tensors) and cpu.takes_as_is(x, threshold, weight, points):
         kernel = getattr(cpu, name)
         if records_graph(x, threshold, weight):

@@ -6,6 +6,7 @@ from typing import Any
 
 from whtnet.policy import shipped_policies
 from whtnet.tables.spec import TableSpec
+from whtnet.tables.speed import measurements
 
 
 def specified(spec: TableSpec) -> set[str]:
@@ -33,8 +34,7 @@ def measured(spec: TableSpec, stored: Mapping[str, Any]) -> set[str]:
         case "coverage":
             return {_pair(entry["backbone"], entry["policy"]) for entry in stored["pairs"]}
         case "speed":
-            every = (stored, *stored.get("others", ()))  # of each device
-            return {network["label"] for one in every for network in one["networks"]}
+            return {network["label"] for one in measurements(stored) for network in one["networks"]}
         case "deployment":
             return {*stored["runtimes"], *stored["layers"]}
         case _:
