@@ -30,6 +30,15 @@ def test_it_is_the_layer_whose_transform_does_nothing(c_in, c_out, block, stride
     torch.testing.assert_close(control(x), layer(x), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(("c_in", "c_out", "block"), [(8, 24, 8), (24, 8, 8), (25, 8, 8), (8, 24, None)])
+def test_the_memory_format_stays(c_in, c_out, block):
+    control, x = CropOrTile(c_in, c_out, block_size=block), torch.randn(2, c_in, 5, 6)
+    last = control(x.to(memory_format=torch.channels_last))
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    assert control(x).is_contiguous()
+    torch.testing.assert_close(last, control(x))
+
+
 def test_tiles_and_means_by_hand():
     x = torch.arange(4.0).view(1, 4, 1)
     assert CropOrTile(4, 8, block_size=4)(x).flatten().tolist() == [0, 1, 2, 3, 0, 1, 2, 3]

@@ -64,7 +64,7 @@ class CropOrTile(nn.Module):
         if missing <= 0:
             group = 1 if self.block_size is None else self.in_channels // self.out_channels
             kept = x[:, : group * self.out_channels]
-            return kept if group == 1 else kept.unflatten(1, (self.out_channels, group)).mean(2)
+            return kept if group == 1 else _means(kept, group)
         if self.block_size is None:
             return F.pad(x, (*(0, 0) * (x.dim() - 2), 0, missing))
         return torch.cat([x.narrow(1, start, self.block_size) for start in self._starts(self.block_size)], 1)
@@ -80,3 +80,10 @@ class CropOrTile(nn.Module):
         return (
             f"{self.in_channels}, {self.out_channels}, block_size={self.block_size}, stride={self.stride}{channel_dim}"
         )
+
+
+def _means(x: Tensor, group: int) -> Tensor:
+    """Of every ``group`` adjacent channels; channels_last, or its first channels, stays in channels_last."""
+    if x.dim() == 4 and x.stride(1) == 1:
+        return x.permute(0, 2, 3, 1).unflatten(-1, (-1, group)).mean(-1).permute(0, 3, 1, 2)
+    return x.unflatten(1, (-1, group)).mean(2)
