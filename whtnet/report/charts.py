@@ -223,9 +223,7 @@ def growth_chart(measured: Mapping[str, Any]) -> Chart:
 
 def layer_bars(spec: TableSpec, measured: Mapping[str, Any]) -> Bars:
     """Layers against the convolutions of their tests."""
-    modes = ("forward", "forward + backward")
-    ratios = {label: dict(zip(modes, pair, strict=True)) for label, pair in layer_ratios(spec, measured).items()}
-    return _bars("How many times as fast as the convolution is a layer?", ratios, log=True)
+    return _bars("How many times as fast as the convolution is a layer?", layer_ratios(spec, measured), log=True)
 
 
 def network_bars(measured: Mapping[str, Any]) -> Bars:

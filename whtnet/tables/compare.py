@@ -112,12 +112,5 @@ def _ratios(spec: TableSpec, reference: Results, yours: Results) -> Table:
 def _speedups(spec: TableSpec, measured: Mapping[str, Any] | None) -> dict[str, float]:
     if measured is None:
         return {}
-    layers = {
-        f"{label}, {mode}": ratio
-        for label, pair in layer_ratios(spec, measured).items()
-        for mode, ratio in zip(("forward", "forward + backward"), pair, strict=True)
-    }
-    networks = {
-        f"{label}, {mode}": ratio for label, modes in network_ratios(measured).items() for mode, ratio in modes.items()
-    }
-    return layers | networks
+    ratios = layer_ratios(spec, measured) | network_ratios(measured)
+    return {f"{label}, {passes}": ratio for label, times in ratios.items() for passes, ratio in times.items()}

@@ -143,9 +143,9 @@ def draw_ratios(spec: TableSpec, measured: Mapping[str, Any], path: Path) -> Non
     """Bars: how many times as fast as the convolution each layer is, forward and with backward."""
     ratios = layer_ratios(spec, measured)
     figure, ((axes,),) = _subplots((8, 0.45 * len(ratios) + 1.2))
-    for mode, (offset, label) in enumerate(((-0.2, "forward"), (0.2, "forward + backward"))):
-        values = [pair[mode] for pair in ratios.values()]
-        bars = axes.barh([i + offset for i in range(len(values))], values, 0.38, color=PALETTE[mode], label=label)
+    for passes, offset, color in zip(next(iter(ratios.values())), (-0.2, 0.2), PALETTE[:2], strict=True):
+        values = [layer[passes] for layer in ratios.values()]
+        bars = axes.barh([i + offset for i in range(len(values))], values, 0.38, color=color, label=passes)
         axes.bar_label(bars, [f" {value:,.0f}×" if value >= 100 else f" {value:.2g}×" for value in values], fontsize=8)
     axes.set_yticks(range(len(ratios)), list(ratios))
     axes.invert_yaxis()

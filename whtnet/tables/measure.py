@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 
-from whtnet.bench import Site, measure
+from whtnet.bench import MODES, Site, measure
 from whtnet.tables.spec import TableSpec
 
 TESTS = {"2d": Site(10, 1024, 8), "1d": Site(10, 1024, 32)}
-MODES = ("forward", "training")
 SIZES = tuple(2**k for k in range(1, 13))
 BATCHES, TRAINING_BATCH = (1, 128), 128
 KEPT = "kept"

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from whtnet.bench import Quartiles, Site
-from whtnet.tables.measure import BATCHES, KEPT, MODES, TESTS, TRAINING_BATCH, contender, site_of
+from whtnet.bench import MODES, Quartiles, Site
+from whtnet.tables.measure import BATCHES, KEPT, TESTS, TRAINING_BATCH, contender, site_of
 from whtnet.tables.spec import TableSpec
 from whtnet.tables.table import NOT_AT_HAND, Cell, Column, Shown, Table
 from whtnet.tables.training import place
@@ -208,17 +208,12 @@ def memory_change(spec: TableSpec, measured: Mapping[str, Any], row_id: str) -> 
     return sizes[contender(row)] / sizes[_convolution(spec, row)] - 1
 
 
-def layer_ratios(spec: TableSpec, measured: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
-    """By the label of each layer but the convolutions: how many times as fast as its test's convolution it is.
-
-    Returns:
-        Two ratios, of the forward pass and of forward and backward.
-    """
+def layer_ratios(spec: TableSpec, measured: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """By the label of each layer but the convolutions, by passes: how many times as fast as its test's convolution."""
     return {
-        f"{row['label']} ({row['test'].upper()})": (
-            speed_ratio(spec, measured, row["id"]),
-            speed_ratio(spec, measured, row["id"], "training"),
-        )
+        f"{row['label']} ({row['test'].upper()})": {
+            passes: speed_ratio(spec, measured, row["id"], mode) for mode, passes in _PASSES.items()
+        }
         for row in spec.rows
         if "conv" not in row["id"]
     }
