@@ -1,5 +1,6 @@
 """What is typed wrongly ends in one line that names it, before anything that takes long."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from PIL import Image
 from whtnet import cli, commands
 from whtnet.classifier import Classifier
 from whtnet.commands.compose import compose_config
+from whtnet.commands.places import ROOT
 from whtnet.data import DatasetError, DatasetNotFoundError, load_dataset
 from whtnet.engine import CheckpointError, load_checkpoint
 from whtnet.errors import UserError
@@ -168,6 +170,7 @@ def test_a_config_that_there_is_not():
         ("--resolve", "--resolve is for --cfg"),
         ("--run --multirun", "--run, --multirun, "),
         ("--config-name=count_params", "count_params is no config of a run; leave out --config-name"),
+        ("--config-path=/", "--config-path takes the place of the project's configs, and / has no config.yaml"),
         ("-m --config-name trainer/short.yaml seed=0,1", "trainer/short is no config of a run"),
     ],
 )
@@ -177,6 +180,13 @@ def test_options_of_hydra(type_in, tmp_path, words, answer):
     assert line.startswith("error: ")
     assert answer in line
     assert not any(tmp_path.iterdir())
+
+
+def test_a_config_path_from_here(type_in, tmp_path):
+    configs = ROOT / "configs"
+    status, line = type_in("train", f"--config-path={os.path.relpath(configs, tmp_path)}")
+    assert status == 2
+    assert f"--config-path must be absolute: --config-path={configs}" in line
 
 
 @pytest.mark.parametrize(

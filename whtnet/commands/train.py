@@ -6,6 +6,7 @@
 import functools
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -61,6 +62,12 @@ def _read_options() -> None:
     name = (options.config_name or "config").removesuffix(".yaml")
     if name != "config" and not options.config_path and (ROOT / "configs" / f"{name}.yaml").is_file():
         usage_error(parser, f"{name} is no config of a run; leave out --config-name")
+    if (path := options.config_path) and "://" not in path:
+        if not Path(path, f"{name}.yaml").is_file():
+            replaced = f"--config-path takes the place of the project's configs, and {path} has no {name}.yaml"
+            usage_error(parser, f"{replaced}; --config-dir={path} adds to them")
+        if not Path(path).is_absolute():
+            usage_error(parser, f"--config-path must be absolute: --config-path={Path(path).resolve()}")
     if options.resolve and not (options.cfg or options.help):
         usage_error(parser, "--resolve is for --cfg")
 
