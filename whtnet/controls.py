@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from whtnet.kernels.reference import subsampled
-from whtnet.layers import channels_first, check_channel_layer, check_sizes, fx_leaf
+from whtnet.layers.base import fx_leaf
+from whtnet.layers.checks import channels_first, check_channel_layer, check_sizes
 
 
 class CropOrTile(nn.Module):

@@ -18,7 +18,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from whtnet.errors import UserError
 from whtnet.kernels.options import UNBOUNDED, Epilogue
-from whtnet.layers import BWHT1d, FWHT2d, HTPerceptron2d, fx_leaf
+from whtnet.layers import BWHT1d, FWHT2d, HTPerceptron2d
+from whtnet.layers.base import fx_leaf
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _Layer = BWHT1d | FWHT2d | HTPerceptron2d
