@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from whtnet import BWHT1d, FWHT2d, HTPerceptron2d, apply_policy_, fuse_for_inference
 from whtnet.backbones import build_backbone
@@ -308,3 +309,73 @@ def test_errors():
         fused(torch.randn(3, 5, 4, 4))
     with pytest.raises(ValueError, match="built for 4×4 maps"):
         fused(torch.randn(3, 4, 8, 8))
+
+
+def small_network():
+    """Convolution → norm → ReLU → layer → norm → ReLU, as if trained."""
+    torch.manual_seed(0)
+    parts = [nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU(), FWHT2d(8), nn.BatchNorm2d(3), nn.ReLU()]
+    return trained(nn.Sequential(*parts), side=8)
+
+
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("hooked", range(6))
+def test_hooks_run_once_where_they_are(hooked, before):
+    model, x = small_network(), torch.randn(2, 3, 8, 8)
+    if before:
+        model[hooked].register_forward_pre_hook(lambda _, inputs: (2 * inputs[0] + 0.3,))
+    else:
+        model[hooked].register_forward_hook(lambda _, __, output: 2 * output + 0.3)
+    fused_equally(model, x)
+    torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), model(x))
+
+
+@pytest.mark.parametrize("pruned", [0, 3])
+def test_pruned_modules(pruned):
+    model, name = small_network(), "weight"
+    prune.random_unstructured(model[pruned], name, 0.5)
+    x = torch.randn(2, 3, 8, 8)
+    model(x)  # with gradients
+    with pytest.raises(FusionError, match=r"can't be copied.*prune\.remove\(module, name\) makes it a parameter"):
+        fuse_for_inference(model)
+    with torch.no_grad():
+        wanted = model(x)
+        torch.testing.assert_close(fuse_for_inference(model)(x), wanted, atol=1e-5, rtol=0)
+        prune.remove(model[pruned], name)
+        fused = fuse_for_inference(model)
+        torch.testing.assert_close(fused(x), wanted, atol=1e-5, rtol=0)
+    assert not norms(fused)
+
+
+def changed_between(net, x):
+    residual = 2 * x
+    total = net.norm(net.layer(x)) + residual
+    residual.zero_()
+    return net.relu(total)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda net, x: net.relu(input=net.norm(input=net.layer(x=x))),
+        lambda net, x: net.add(net.norm(net.layer(x)), x),  # a module of this name, no sum
+        changed_between,
+    ],
+)
+def test_other_ways_to_write_a_network(use):
+    model = Net(FWHT2d(4), use)
+    model.add = nn.Bilinear(4, 4, 4)
+    fused_equally(model, torch.randn(3, 4, 4, 4))
+
+
+@pytest.mark.parametrize(("norm", "shape"), [(nn.BatchNorm1d(4), (2, 4, 8)), (nn.BatchNorm3d(3), (2, 3, 4, 8, 8))])
+def test_norms_of_other_channels_than_the_layers(norm, shape):
+    model, x = nn.Sequential(FWHT2d((shape[1], 8) if len(shape) == 3 else 8), norm), torch.randn(shape)
+    model(x)
+    fused_equally(model, x)
+
+
+def test_a_layer_before_pooling_leaves_the_mode_alone():
+    model = build_backbone("resnet20").eval()
+    apply_policy_(model, "gap")
+    assert not any(module.training for module in model.modules())

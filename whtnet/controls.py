@@ -3,15 +3,15 @@
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from whtnet.kernels.reference import subsampled
-from whtnet.layers.base import fx_leaf
+from whtnet.layers.base import FxLeaf
 from whtnet.layers.checks import channels_first, check_channel_layer, check_sizes
 
 
-class CropOrTile(nn.Module):
+class CropOrTile(FxLeaf):
     """What is left of :class:`whtnet.layers.BWHT1d` without transform, weights and thresholds: no parameters.
 
     - ``block_size=None``, as one block: channels are padded with zeros, or cropped.
@@ -53,7 +53,6 @@ class CropOrTile(nn.Module):
         self.in_channels, self.out_channels, self.stride = in_channels, out_channels, stride
         self.block_size, self.channel_dim = block_size, channel_dim
 
-    @fx_leaf
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C_in, *spatial)`` → ``(N, C_out, *ceil(spatial / stride))``."""
         x = channels_first(self, x)

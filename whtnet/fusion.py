@@ -19,7 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from whtnet.errors import UserError
 from whtnet.kernels.options import UNBOUNDED, Epilogue
 from whtnet.layers import BWHT1d, FWHT2d, HTPerceptron2d
-from whtnet.layers.base import fx_leaf
+from whtnet.layers.base import FxLeaf
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _Layer = BWHT1d | FWHT2d | HTPerceptron2d
@@ -37,7 +37,7 @@ class FusionError(UserError, ValueError):
     """A network that can't be made ready for inference."""
 
 
-class FinishedLayer(nn.Module):
+class FinishedLayer(FxLeaf):
     """A Walsh-Hadamard layer and what follows it: batch norm, perhaps an addition, perhaps ReLU or ReLU6.
 
     Shape: the layer's; a residual has that of the result. The batch norm's statistics and parameters become the buffers
@@ -59,7 +59,6 @@ class FinishedLayer(nn.Module):
         self.register_buffer("scale", scale)
         self.register_buffer("shift", shift)
 
-    @fx_leaf
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """``(N, C_in, H, W)`` → the layer's result, finished; 1-D layers take other numbers of dimensions too."""
         # Without the detour that nn.Module takes to what it holds.
@@ -93,7 +92,7 @@ def fuse_for_inference(model: nn.Module) -> fx.GraphModule:
     or ReLU6 after it: a :class:`FinishedLayer`. The C++ kernel does all of it at once under ``torch.no_grad()`` or
     ``torch.inference_mode()``; elsewhere (other backends, ``torch.compile``, ``torch.export``, with gradients) it is
     plain operators. Batch norms elsewhere stay, as after an ``FWHT2d`` with a stride and interleaved layers. Dropout
-    and identities go.
+    and identities go. A module with forward hooks stays as it is.
 
     Args:
         model: in evaluation mode; torch.fx must be able to trace it.
@@ -103,14 +102,14 @@ def fuse_for_inference(model: nn.Module) -> fx.GraphModule:
         does not fit ``model``: keep that to train it further.
 
     Raises:
-        FusionError: for a model in training mode, or one that torch.fx can't trace.
+        FusionError: for a model in training mode, or one that can't be copied or that torch.fx can't trace.
     """
     if any(module.training for module in model.modules()):
         raise FusionError("batch norms have fixed statistics in evaluation mode alone; call model.eval() first")
-    network = _traced(_without_norm_acts(copy.deepcopy(model)))
+    network = _traced(_without_norm_acts(_copied(model)))
     for node in list(network.graph.nodes):
         if type(_module(network, node)) in _NOTHING:
-            node.replace_all_uses_with(node.args[0])
+            node.replace_all_uses_with(node.all_input_nodes[0])
             network.graph.erase_node(node)
     for node in list(network.graph.nodes):
         if type(_module(network, node)) in _NORMS:
@@ -128,6 +127,16 @@ class _Tracer(fx.Tracer):
         return isinstance(m, _NORMS) or super().is_leaf_module(m, module_qualified_name)
 
 
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except RuntimeError as error:
+        raise FusionError(
+            f"{type(model).__name__} can't be copied ({error}); where torch.nn.utils.prune made a tensor, "
+            "prune.remove(module, name) makes it a parameter again"
+        ) from error
+
+
 def _traced(model: nn.Module) -> fx.GraphModule:
     try:
         return fx.GraphModule(model, _Tracer().trace(model), type(model).__name__)
@@ -143,7 +152,7 @@ def _without_norm_acts(model: nn.Module) -> nn.Module:
     from timm.layers import BatchNormAct2d  # not with this module, whose names the package offers
 
     for name, module in list(model.named_modules()):
-        if type(module) is BatchNormAct2d:
+        if type(module) is BatchNormAct2d and not _has_hooks(module):
             norm = nn.BatchNorm2d(module.num_features, module.eps, module.momentum, module.affine).eval()
             norm.weight, norm.bias = module.weight, module.bias
             norm.running_mean, norm.running_var = module.running_mean, module.running_var
@@ -152,15 +161,20 @@ def _without_norm_acts(model: nn.Module) -> nn.Module:
     return model
 
 
-def _module(network: fx.GraphModule, node: Any) -> nn.Module | None:
-    is_module = isinstance(node, fx.Node) and node.op == "call_module"
-    return network.get_submodule(str(node.target)) if is_module else None
+def _module(network: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    """The module that ``node`` calls, if it alone says what comes out."""
+    module = network.get_submodule(str(node.target)) if node.op == "call_module" else None
+    return None if module is None or _has_hooks(module) else module
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _fold(network: fx.GraphModule, node: fx.Node) -> None:
     # The batch norm at `node` into what is before it, where that is possible.
-    norm, source = cast(_BatchNorm, network.get_submodule(str(node.target))), node.args[0]
-    if not isinstance(source, fx.Node) or _only_user(source) is not node or _is_reused(network, source):
+    norm, source = cast(_BatchNorm, network.get_submodule(str(node.target))), node.all_input_nodes[0]
+    if _only_user(source) is not node or _is_reused(network, source):
         return
     before = _module(network, source)
     if before is None or norm.running_mean is None:
@@ -168,8 +182,13 @@ def _fold(network: fx.GraphModule, node: fx.Node) -> None:
     if type(before) in _CONVOLUTIONS:
         network.set_submodule(str(source.target), fuse_conv_bn_eval(cast(nn.Conv2d, before), norm))
         _replace(network, (node,), source)
-    elif isinstance(before, _Layer) and before.can_finish:
+    elif isinstance(before, _Layer) and before.can_finish and _fits(before, norm):
         _finish(network, source, node, before, norm)
+
+
+def _fits(layer: _Layer, norm: _BatchNorm) -> bool:
+    """Whether the norm's channels are those that the layer's kernel counts."""
+    return isinstance(layer, BWHT1d) or isinstance(norm, nn.BatchNorm2d)
 
 
 def _finish(network: fx.GraphModule, source: fx.Node, node: fx.Node, layer: _Layer, norm: _BatchNorm) -> None:
@@ -182,7 +201,7 @@ def _finish(network: fx.GraphModule, source: fx.Node, node: fx.Node, layer: _Lay
         chain.append(follower)
     network.set_submodule(str(source.target), FinishedLayer(layer, norm, bounds).eval())
     inputs = source.args if residual is None else (*source.args, residual)
-    with network.graph.inserting_before(source if residual is None else chain[-1]):
+    with network.graph.inserting_before(source if residual is None else chain[2]):
         finished = network.graph.call_module(str(source.target), inputs)
     _replace(network, reversed(chain), finished)
 
@@ -190,7 +209,9 @@ def _finish(network: fx.GraphModule, source: fx.Node, node: fx.Node, layer: _Lay
 def _residual(source: fx.Node, node: fx.Node) -> fx.Node | None:
     # What is added to the result of the batch norm at `node`, which follows the layer at `source`.
     follower = _only_user(node)
-    if follower is None or follower.kwargs or follower.target not in _ADDITIONS or len(set(follower.args)) != 2:
+    if follower is None or follower.op == "call_module" or follower.target not in _ADDITIONS:
+        return None
+    if follower.kwargs or len(set(follower.args)) != 2:
         return None
     first, second = follower.args
     other = second if first is node else first
@@ -201,8 +222,7 @@ def _residual(source: fx.Node, node: fx.Node) -> fx.Node | None:
 
 
 def _operation(network: fx.GraphModule, node: fx.Node) -> Callable | type | str:
-    module = _module(network, node)
-    return node.target if module is None else type(module)
+    return type(_module(network, node)) if node.op == "call_module" else node.target
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:

@@ -18,9 +18,22 @@ INITIAL_THRESHOLD = 0.1  # upper end of the uniform distribution, from the autho
 RAMP = "ramp"  # the released layers' initial thresholds
 
 
-def fx_leaf(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """``forward`` of a module that torch.fx keeps whole, as it does those of torch.nn."""
+class FxLeaf(nn.Module):
+    """Base of modules that torch.fx keeps whole, hooks and all, as it does those of torch.nn."""
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "forward" in vars(cls):
+            cls.forward = _forward_or_node(cls.forward)  # type: ignore[method-assign]
+
+    def _call_impl(self, *args: Any, **kwargs: Any) -> Any:
+        # A node has no hooks around it: they stay on the module that it calls.
+        if args and isinstance(args[0], Proxy):
+            return self.forward(*args, **kwargs)
+        return super()._call_impl(*args, **kwargs)
+
+
+def _forward_or_node(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @functools.wraps(forward)
     def forward_or_node(self: nn.Module, x: Tensor, *others: Any) -> Tensor:
         if isinstance(x, Proxy):
@@ -36,7 +49,7 @@ def fx_leaf(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return forward_or_node
 
 
-class SpectralLayer(nn.Module):
+class SpectralLayer(FxLeaf):
     """Base of the layers: what they share about thresholds."""
 
     spectral_parameters: ClassVar[tuple[str, ...]] = ("threshold", "weight")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from whtnet import functional, kernels
-from whtnet.layers.base import INITIAL_THRESHOLD, SpectralLayer, additions, fx_leaf
+from whtnet.layers.base import INITIAL_THRESHOLD, SpectralLayer, additions
 from whtnet.layers.checks import channels_first, check_channel_layer
 from whtnet.transforms import is_power_of_two, next_power_of_two
 
@@ -109,7 +109,6 @@ class BWHT1d(SpectralLayer):
         if self.weight is not None:
             nn.init.ones_(self.weight)
 
-    @fx_leaf
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C_in, *spatial)`` → ``(N, C_out, *ceil(spatial / stride))``."""
         x = channels_first(self, x)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from whtnet import functional, kernels
-from whtnet.layers.base import INITIAL_THRESHOLD, SpectralLayer, additions, at_least_float32, fx_leaf
+from whtnet.layers.base import INITIAL_THRESHOLD, SpectralLayer, additions, at_least_float32
 from whtnet.layers.bwht1d import BWHT1d
 from whtnet.layers.checks import check_map, check_sizes, height_and_width
 from whtnet.transforms import next_power_of_two
@@ -76,7 +76,6 @@ class FWHT2d(SpectralLayer):
         if self.weight is not None:
             nn.init.ones_(self.weight)
 
-    @fx_leaf
     def forward(self, x: Tensor) -> Tensor:
         """``(..., C, H, W)`` → ``(..., C, ceil(H / stride), ceil(W / stride))``."""
         check_map(self, x)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from whtnet import functional, kernels
 from whtnet.kernels.options import UNBOUNDED
-from whtnet.layers.base import INITIAL_THRESHOLD, SpectralLayer, additions, at_least_float32, fx_leaf
+from whtnet.layers.base import INITIAL_THRESHOLD, SpectralLayer, additions, at_least_float32
 from whtnet.layers.checks import check_map, check_sizes, height_and_width
 from whtnet.transforms import next_power_of_two
 
@@ -97,7 +97,6 @@ class HTPerceptron2d(SpectralLayer):
         """The 1×1 convolution of each path."""
         return cast("Iterable[nn.Conv2d]", self.convs)
 
-    @fx_leaf
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C_in, H, W)`` → ``(N, C_out, H, W)``."""
         paths = [kernels.fwht2d(z, t, v, self.options) for z, t, v in self._paths(x)]

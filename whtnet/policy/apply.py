@@ -124,6 +124,7 @@ def _put(model: nn.Module, site: Site, layer: nn.Module) -> None:
         module.add_module(str(len(module._modules)), layer)  # as nn.Sequential.append does
         return
     new = nn.Sequential(layer, module) if site.kind == "before_gap" else layer
+    new.training = module.training
     for name in site.aliases:
         model.set_submodule(name, new, strict=True)
 
