@@ -149,10 +149,12 @@ def _files(path: Path) -> list[Path]:
 def _read(file: Path) -> Iterator[dict[str, Any]]:
     try:
         text = file.read_text(encoding="utf-8")
-        lines = text.splitlines() if file.suffix == ".jsonl" else [text]
-        yield from (json.loads(line) for line in lines)
+        records = [json.loads(line) for line in (text.splitlines() if file.suffix == ".jsonl" else [text])]
     except (OSError, ValueError) as error:
         raise RecordError(f"{file} can't be read as records ({error})") from error
+    if not all(isinstance(record, dict) and "environment" in record for record in records):
+        raise RecordError(f"{file} holds no record of a run; give files of records, or folders of runs")
+    yield from records
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def test_the_remedy_names_the_rows_that_take_it():
 )
 def test_what_is_wrong_is_said_of_the_override(override, reason):
     with pytest.raises(TableError, match=rf"^--override {re.escape(override)} .* row paper .*{reason}"):
-        asked("seed=1", override, rows=["paper"]).check()
+        asked("trainer.lr=1", override, rows=["paper"]).check()
 
 
 def test_order_does_not_matter_where_it_does_not_to_hydra():
@@ -90,4 +90,26 @@ def test_the_row_that_others_start_from_takes_overrides_too():
 
 def test_a_row_that_does_not_compose_by_itself_is_no_overrides_fault():
     with pytest.raises(UserError, match=r"^no trainer 'soup'"):
-        asked("seed=1", trainer="soup").check()
+        asked("trainer.lr=1", trainer="soup").check()
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("seed=9", "seed=9 does nothing for the runs of a table; --seeds does"),
+        ("resume=never", "--fresh does"),
+        ("trainer.dry_run=true", "keeps nothing that a table could show.*row baseline with `python train"),
+    ],
+)
+def test_what_is_no_setting_of_a_tables_runs(override, words):
+    with pytest.raises(TableError, match=words):
+        asked(override).check()
+    with pytest.raises(TableError, match=words):
+        asked(trainer=f"short {override}").check()
+
+
+def test_the_same_overrides_in_another_order_are_one_recipe():
+    words = ("trainer.momentum=0.8", "trainer.label_smoothing=0.1")
+    assert asked(*words).recipe == asked(*words[::-1]).recipe
+    options = ("trainer.opt_options={eps:1}", "trainer.opt_options.eps=2")  # the later one stands on the first
+    assert asked("trainer.opt=adam", *options).recipe.endswith("eps=2")

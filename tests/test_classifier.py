@@ -179,6 +179,8 @@ def test_evaluate_prints_what_training_recorded(trained, tmp_path, script):
         ("dataset.name=digits", "the model does not know 0, 1, 2, 3, 4, … (10)"),
         ("dataset=cifar10", "for another one give dataset.name=cifar10"),
         ("dataset.size=8", "(3, 16, 16)"),
+        ("dataset.holdout=0.5", "would hold out images that the model was trained on; in training it was 0"),
+        ("--split=holdout", "nothing was held out of the training set"),
         ("seed=1", "seed"),
     ],
 )

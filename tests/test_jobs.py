@@ -86,10 +86,11 @@ def test_as_alone_so_at_once(tmp_path, listener):
 
 
 @pytest.mark.slow
-def test_a_run_that_fails_leaves_the_others_alone(tmp_path, listener):
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_run_that_fails_leaves_the_others_alone(tmp_path, listener, at_once):
     todo = [job(tmp_path, 0, lr=1e30), job(tmp_path, 1), job(tmp_path, 2, "gpu")]
     with pytest.raises(JobError) as error:
-        listener.run(todo, 2)
+        listener.run(todo, at_once)
     assert list(listener.records) == ["seed 1"]
     assert sorted(line[:7] for line in str(error.value).splitlines()) == ["seed 0:", "seed 2:"]
     assert "the loss became" in str(error.value)

@@ -212,6 +212,8 @@ def test_dry_run_writes_nothing_and_says_what_a_run_says(tmp_path, monkeypatch):
     assert [len(report.replacements) for report in reports] == [9]
     assert said == [DATA, "warning: trainer.batch_size=100 is cut down to the 64 training images that there are"]
     assert metrics["train_loss"] > 0
+    with pytest.raises(ConfigError, match="which is no run"):
+        run(trial, sink=NullSink(), root=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

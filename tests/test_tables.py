@@ -464,11 +464,24 @@ def test_readme_marks(tmp_path):
         ("title: x\nkind: training\nrows: 3", "no specification"),
         ("title: x\nkind: training\nrows: [3]", "every row needs an id"),
         ("title: x\nkind: training", "no specification"),
+        ("title: x\nkind: training\nrows: [{id: a/b}]", "row 'a/b' can't name a record"),
+        ("title: x\nkind: training\nrows: [{id: 1}]", "row 1 can't name a record"),
+        ("title: x\nkind: training\nrows: [{id: a, seeds: 3}]", "row 'a': seeds needs a list, got 3"),
+        (
+            "title: x\nkind: training\nrows: [{id: a, overrides: policy=none}]",
+            "overrides needs a list, got 'policy=none'",
+        ),
+        ("title: x\nkind: training\nrows: [{id: a, overrides: [seed=5]}]", "seed=5 does nothing; write seeds:"),
     ],
 )
 def test_malformed_specifications(tmp_path, text, words):
     with pytest.raises(TableError, match=words):
         write_spec(tmp_path, text)
+
+
+def test_what_a_row_of_a_training_table_may_leave_out(tmp_path):
+    (row,) = write_spec(tmp_path, "title: x\nkind: training\nrows: [{id: a}]").rows
+    assert (row["label"], list(row["overrides"])) == ("a", [])
 
 
 def test_every_kind_is_measured():

@@ -23,7 +23,10 @@ from whtnet.records import LABELS, RecordError, record_file
 from whtnet.settings import ConfigError, canonical, defaults_of, without_defaults
 
 PLACES = ("root", "download")
-"""Settings of a data set that say where it lies, not what it is; a record leaves them out."""
+"""Settings of a data set that say where it lies, not what it is; a record leaves them out.
+
+They stay where a function of one's own makes the data: nobody else knows what it finds there.
+"""
 
 MEANS = ("channels_last", "compile", "cuda_graph", "workers", "dry_run")
 """Settings of a trainer that change how fast a result is there, not the result; identities leave them out."""
@@ -156,7 +159,7 @@ class Experiment:
         return {
             "backbone": {"name": self.backbone.name, **_backbone_defaults(), **self.backbone.options},
             "policy": explicit_policy(self.policy),
-            "dataset": _without(dataset, PLACES),
+            "dataset": _without(dataset, self._places),
             "trainer": dataclasses.asdict(self.trainer),
             "finetune": dataclasses.asdict(self.finetune),
             "seed": self.seed,
@@ -188,6 +191,10 @@ class Experiment:
         )
 
     @property
+    def _places(self) -> tuple[str, ...]:
+        return () if is_extension(self.dataset.name) else PLACES
+
+    @property
     def content(self) -> dict[str, Any]:
         """What the identity is the hash of, in canonical form.
 
@@ -195,7 +202,7 @@ class Experiment:
         """
         trainer = _without(dataclasses.asdict(self.trainer), MEANS)
         finetune = _without(dataclasses.asdict(self.finetune), ("start",))
-        dataset = _without(self.dataset.to_dict(), PLACES)
+        dataset = _without(self.dataset.to_dict(), self._places)
         return _full(
             {
                 "backbone": without_defaults(_without(self.backbone.to_dict(), ("weights",)), _backbone_defaults()),

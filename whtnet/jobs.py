@@ -19,7 +19,7 @@ from whtnet.engine import Progress
 from whtnet.errors import UserError, warnings_told
 from whtnet.experiment import Experiment
 from whtnet.preemption import PreemptedError, listening
-from whtnet.runs import run
+from whtnet.runs import how_to_go_on, run
 from whtnet.tracking import make_sink
 
 _MESSAGE_INTERVAL_S = 0.5
@@ -81,19 +81,33 @@ def run_jobs(
         on_print: called with each line that the runs print; the same line of several processes is handed on once.
 
     Raises:
-        UserError: one at a time, whatever the run raises.
-        JobError: several at a time, after the last one ended, if any failed.
+        JobError: after the last one ended, if any failed.
         PreemptedError: on one of the signals.
     """
     if at_once < 1:
         raise UserError(f"can't run {at_once} jobs at once; give a number from 1")
     if at_once == 1:
-        for job in jobs:
-            on_record(job, job.run(on_start(job)))
-        return
-    failures = _Pool(jobs, at_once, on_start, on_record, on_print).run()
+        failures = _run_here(jobs, on_start, on_record)
+    else:
+        failures = _Pool(jobs, at_once, on_start, on_record, on_print).run()
     if failures:
         raise JobError("\n".join(failures))
+
+
+def _run_here(
+    jobs: Sequence[Job], on_start: Callable[[Job], Progress], on_record: Callable[[Job, dict[str, Any]], None]
+) -> list[str]:
+    failures = []
+    for job in jobs:
+        try:
+            record = job.run(on_start(job))
+        except PreemptedError:
+            raise
+        except UserError as error:
+            failures.append(f"{job.title}: {error}")
+        else:
+            on_record(job, record)
+    return failures
 
 
 class _Pool:
@@ -120,7 +134,7 @@ class _Pool:
             try:
                 while waiting or self.running:
                     if stop_requested():
-                        raise PreemptedError("stopped on request; the same command goes on from there")
+                        raise PreemptedError(f"stopped on request; {how_to_go_on(self.jobs[0].options.get('resume'))}")
                     while len(self.running) < self.at_once and (index := self._ready(waiting)) is not None:
                         waiting.remove(index)
                         self._start(index)

@@ -139,6 +139,11 @@ def remove_record(path: Path) -> None:
         file.unlink(missing_ok=True)
 
 
+def is_file_name(text: str) -> bool:
+    """Whether a table or a row of this name can have files."""
+    return re.fullmatch(r"[\w-][\w.-]*", text) is not None
+
+
 def record_file(record: Mapping[str, Any]) -> str:
     """Where :func:`put_record` keeps a record, relative to its folder.
 
@@ -148,7 +153,7 @@ def record_file(record: Mapping[str, Any]) -> str:
     if missing := [name for name in LABELS if name not in record]:
         raise RecordError(f"a table's record needs {', '.join(LABELS)}; missing: {', '.join(missing)}")
     for name in ("table", "row"):
-        if not re.fullmatch(r"[\w-][\w.-]*", str(record[name])):
+        if not is_file_name(str(record[name])):
             raise RecordError(f"{name} {record[name]!r} can't name a file; take letters, digits, '_', '-' and '.'")
     return f"{record['table']}/{record['row']}-seed{record['seed']}-{record['identity'][:8]}.json"
 

@@ -87,6 +87,8 @@ def run(
         raise ConfigError(f"tags={tags!r} is no list of words; write tags=[first,second], a number as '1'")
     if resume not in RESUME:
         raise ConfigError(f"unknown resume={resume!r}; choose one of {', '.join(RESUME)}")
+    if experiment.trainer.dry_run:
+        raise ConfigError("trainer.dry_run=true trains one batch, which is no run; whtnet.runs.dry_run does it")
     device = distributed.together(lambda: resolve_device(experiment.device))
     distributed.together(lambda: experiment.identity)
     folder = distributed.from_main_process(lambda: experiment.folder(root))
@@ -101,7 +103,7 @@ def run(
         sink = sink if distributed.is_main_process() else NullSink()
         sink.start(_info(experiment, parts, folder, label, group, tags, done))
         follower = Follower(sink, folder, parts.dataset, parts.loaders, on_epoch)
-        with _ending(sink, parts.cost) as summary:
+        with _ending(sink, parts.cost, resume) as summary:
             sink.show({"replaced sites": _sites(parts.report)}, {})
             on_folder(folder, False)
             parts.tell(experiment, on_report, on_notice)
@@ -123,6 +125,11 @@ def run(
             distributed.from_main_process(lambda: write_record(folder / RECORD, record, layers))
             summary |= {key: record[key] for key in _SUMMARY} | best_and_last(result.history)
     return distributed.from_main_process(lambda: _whole_record(folder / RECORD))
+
+
+def how_to_go_on(resume: str | None) -> str:
+    """What to do about a run that was stopped, for people."""
+    return "the same command begins anew" if resume == "never" else "the same command goes on from there"
 
 
 def dry_run(
@@ -334,15 +341,16 @@ def _sites(report: Report) -> Rows:
 
 
 @contextlib.contextmanager
-def _ending(sink: Sink, cost: Mapping[str, int]) -> Iterator[dict[str, Any]]:
+def _ending(sink: Sink, cost: Mapping[str, int], resume: str) -> Iterator[dict[str, Any]]:
     """Finish the sink, however what is in here ends; yields the summary to fill."""
     summary: dict[str, Any] = dict(cost)
     status = 1
     try:
         yield summary
         status = 0
-    except PreemptedError:
+    except PreemptedError as error:
         status = EXIT_STATUS
+        error.args = (f"{error}; {how_to_go_on(resume)}",)
         raise
     finally:
         sink.finish(summary, status=status)

@@ -31,6 +31,12 @@ def load_data(model: Classifier, overrides: Sequence[str], batch_size: int, devi
     normalisation = {"mean": model.mean.flatten().tolist(), "std": model.std.flatten().tolist()}
     chosen = given.get("dataset", {})
     known = model.dataset if chosen.get("name", model.dataset.get("name")) == model.dataset.get("name") else {}
+    held_out = known.get("holdout", 0.0)
+    if known and "root" not in chosen and chosen.get("holdout", held_out) != held_out:
+        raise UserError(
+            f"dataset.holdout={chosen['holdout']} would hold out images that the model was trained on; in training it "
+            f"was {held_out:g}"
+        )
     settings = {**known, **chosen, **normalisation}
     if "name" not in settings:
         raise DatasetError("the model does not say what it was trained on; pass dataset.name=…")

@@ -23,7 +23,7 @@ def main(arguments: argparse.Namespace) -> None:
     model = Classifier.load(arguments.model).to(device)
     loader = getattr(load_data(model, arguments.overrides, arguments.batch_size, device), arguments.split)
     if loader is None:
-        raise UserError("the data set has no held-out part; pass dataset.holdout=0.1, as it was in training")
+        raise UserError("nothing was held out of the training set; train with dataset.holdout=0.1 to have such a part")
     evaluation = measure_logits(*collect(model.network, loader))
     for table in tables(evaluation, model.classes):
         console.print(to_rich(table))

@@ -17,7 +17,7 @@ from whtnet.jobs import Job, default_at_once, run_jobs
 from whtnet.policy import shipped_policies
 from whtnet.records import environment, put_record, read_json, read_records, write_json
 from whtnet.released import released_folder
-from whtnet.runs import RECORD, resolve_device
+from whtnet.runs import finished_folder, resolve_device
 from whtnet.tables import (
     Asked,
     Identities,
@@ -81,10 +81,19 @@ class Folders:
 
 def asked_runs(spec: TableSpec, folders: Folders, arguments: argparse.Namespace) -> Asked:
     """The rows of a training table that are to be trained."""
+    if arguments.recipe is not None and not _words(arguments.recipe):
+        raise TableError(f"--recipe {arguments.recipe!r} is no recipe; give a trainer config, and overrides behind it")
     if arguments.recipe and spec.recipe and shlex.split(arguments.recipe)[0] != spec.recipe:
         raise TableError(f"table {spec.name!r} is made by the recipe {spec.recipe}; leave out --recipe")
     trainer = arguments.recipe or spec.recipe or ("authors" if resolve_device("auto").type == "cuda" else "short")
     return Asked(spec, spec.chosen(arguments.rows), trainer, arguments.override, folders.identities)
+
+
+def _words(recipe: str) -> list[str]:
+    try:
+        return shlex.split(recipe)
+    except ValueError:  # a quote without its end
+        return []
 
 
 def trained_run(row: Row, folders: Folders, arguments: argparse.Namespace) -> Asked:
@@ -194,12 +203,13 @@ def _measure_layers(spec: TableSpec, folders: Folders, arguments: argparse.Names
         trained, seed = trained_run(row, folders, arguments), row.get("seed", 0)
         (trained_row,) = trained.rows
         run_root = folders.place / trained.config(trained_row)["run_root"]
-        folder = trained.experiment(trained_row, seed).folder(run_root)
-        if not (folder / RECORD).exists():
+        experiment = trained.experiment(trained_row, seed)
+        if (folder := finished_folder(experiment, run_root)) is None:
             words = ["--recipe", trained.trainer, "--rows", row["row"], "--seeds", str(seed), "--fresh"]
             words += [word for override in arguments.override for word in ("--override", override)]
             remedy = f'{command_for(trained.spec)} ARGS="{shlex.join(words)}"'
-            raise TableError(f"table {spec.name!r} needs the run in {folder}, which is not there; `{remedy}` makes it")
+            missing = experiment.folder(run_root)
+            raise TableError(f"table {spec.name!r} needs the run in {missing}, which is not there; `{remedy}` makes it")
         return Classifier.load(folder)
 
     with ProgressView() as view:

@@ -10,6 +10,7 @@ from whtnet.commands.places import PLACE, ROOT
 from whtnet.console import console, exit_on_user_error
 from whtnet.errors import UserError
 from whtnet.extensions import trust_typed
+from whtnet.jobs import JobError
 from whtnet.records import local_changes
 from whtnet.tables import (
     Asked,
@@ -52,9 +53,15 @@ def main(arguments: argparse.Namespace) -> None:
         _list_tables(folders.experiments)
         return
     _check(specs, folders, arguments)
+    failures = []
     for spec in specs:
-        MEASURE[spec.kind](spec, folders, arguments)
+        try:
+            MEASURE[spec.kind](spec, folders, arguments)
+        except JobError as error:  # the other runs are worth showing
+            failures.append(str(error))
         _publish(spec, folders, arguments)
+    if failures:
+        raise JobError("\n".join(failures))
 
 
 def _check(specs: Sequence[TableSpec], folders: Folders, arguments: argparse.Namespace) -> None:

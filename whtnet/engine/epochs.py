@@ -149,10 +149,7 @@ class Epochs:
         self._check_finite(part)
         random = [generator.get_state() for generator in self._generators()]
         self.state.part = PartOfEpoch(part.steps, distributed.all_reduce(part.totals), part.seconds + seconds, random)
-        raise PreemptedError(
-            f"stopped on request in epoch {self._epoch}, after step {part.steps} of {self.steps}; "
-            "the same command goes on from there"
-        )
+        raise PreemptedError(f"stopped on request in epoch {self._epoch}, after step {part.steps} of {self.steps}")
 
     def _generators(self) -> list[torch.Generator]:
         if self.device.type != "cuda":

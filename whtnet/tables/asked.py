@@ -12,9 +12,12 @@ from whtnet.experiment import Experiment
 from whtnet.jobs import Job
 from whtnet.runs import finished_folder
 from whtnet.tables.runs import Identities, run_overrides
-from whtnet.tables.spec import TableError, TableSpec
+from whtnet.tables.spec import TableError, TableSpec, setting_of
 
 Row = Mapping[str, Any]
+
+_OPTIONS = {"seed": "--seeds", "resume": "--fresh"}
+"""Options of ``whtnet table``, by the setting of one run that they stand for."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,21 @@ class Asked:
         """Find a row that can't be composed.
 
         Raises:
-            TableError: naming the first override that does not go with a row, the row, and what is wrong.
+            TableError: naming the first override that does not go with a row, the row, and what is wrong; for one that
+                is an option's, or of a run that keeps nothing.
             UserError: if a row can't be composed without overrides either.
         """
+        for word in (*shlex.split(self.trainer)[1:], *self.overrides):
+            if option := _OPTIONS.get(setting_of(word)):
+                raise TableError(f"{word} does nothing for the runs of a table; {option} does")
         for row in self._with_starts():
             if self._error(row, self.overrides) is not None:
                 self._refuse(row)
+            if self.identities.experiment(self.spec, row, self._recipe(self.overrides)).trainer.dry_run:
+                raise TableError(
+                    "trainer.dry_run=true keeps nothing that a table could show; leave it out, or try the settings of "
+                    f"row {row['id']} with `python train.py … trainer.dry_run=true`"
+                )
 
     @functools.cached_property
     def recipe(self) -> str:
@@ -55,6 +67,9 @@ class Asked:
             others.remove(override)
             if self._identities(others) == asked:
                 kept = others
+        in_order = sorted(kept, key=setting_of)
+        if self._identities(in_order) == asked:  # the same overrides in another order are the same recipe
+            kept = in_order
         return self._recipe(kept)
 
     def experiment(self, row: Row, seed: int) -> Experiment:

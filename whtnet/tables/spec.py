@@ -7,6 +7,7 @@ from typing import Any
 
 from whtnet.errors import UserError, did_you_mean
 from whtnet.files import FileError, read_yaml
+from whtnet.records import is_file_name
 
 KINDS = ("parameters", "coverage", "training", "speed", "deployment", "layers", "released", "study", "verdicts")
 
@@ -28,8 +29,9 @@ class TableSpec:
             worth, from the runs of a training table) or ``verdicts`` (published claims judged by what the other tables
             hold).
         intro: a sentence or two above the table, without numbers of results: those are computed.
-        rows: each with an ``id``, and what its kind needs. A row of a training table with ``start``, the id of another,
-            is fine-tuned from that one's run by the same recipe and seed.
+        rows: each with an ``id``, and what its kind needs. A row of a training table may leave out its ``label`` (the
+            id) and its ``overrides`` (none); with ``start``, the id of another, it is fine-tuned from that one's run by
+            the same recipe and seed.
         overrides: Hydra overrides that all rows of a training table share.
         recipe: trainer config of a training table; None for the one that is asked for. Of a study: whose runs it takes.
         of: the training table whose rows a study compares.
@@ -69,6 +71,8 @@ class TableSpec:
         ids = [row.get("id") if isinstance(row, Mapping) else None for row in self.rows]
         if None in ids or len(set(ids)) != len(ids):
             raise TableError(f"table {self.name!r}: every row needs an id of its own, got {ids}")
+        if self.kind == "training":
+            object.__setattr__(self, "rows", tuple(self._trained(row) for row in self.rows))
         for row in self.rows:
             self._check_start(row)
 
@@ -97,6 +101,22 @@ class TableSpec:
             raise TableError(f"table {self.name!r} has no row {', '.join(unknown)}; there are {', '.join(known)}")
         return [row for row in self.rows if ids is None or row["id"] in ids]
 
+    def _trained(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A row of a training table, whole; a run's record must be able to bear its name."""
+        for what, name in (("the name", self.name), ("row", row["id"])):
+            if not isinstance(name, str) or not is_file_name(name):
+                raise TableError(
+                    f"table {self.name!r}: {what} {name!r} can't name a record; take letters, digits, '_', '-', '.'"
+                )
+        row = {"label": row["id"], "overrides": (), **row}
+        for key, kind in (("overrides", str), ("seeds", int)):
+            values = row.get(key, ())
+            if not isinstance(values, list | tuple) or not all(isinstance(value, kind) for value in values):
+                raise TableError(f"table {self.name!r}, row {row['id']!r}: {key} needs a list, got {values!r}")
+        if seeds := [word for word in (*self.overrides, *row["overrides"]) if setting_of(word) == "seed"]:
+            raise TableError(f"table {self.name!r}, row {row['id']!r}: {seeds[0]} does nothing; write seeds: [0, 1]")
+        return row
+
     def _check_start(self, row: Mapping[str, Any]) -> None:
         """Find a start that is no row, and rows that start from each other."""
         chain = [row]
@@ -106,6 +126,11 @@ class TableSpec:
                 circle = " → ".join(str(one["id"]) for one in [*chain, start])
                 raise TableError(f"table {self.name!r}: rows start from each other, {circle}; one must start from none")
             chain.append(start)
+
+
+def setting_of(override: str) -> str:
+    """What an override sets: ``trainer.lr`` of ``+trainer.lr=0.1``."""
+    return override.lstrip("+~").partition("=")[0]
 
 
 def table_names(folder: Path) -> list[str]:
