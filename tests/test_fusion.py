@@ -347,6 +347,14 @@ def test_pruned_modules(pruned):
     assert not norms(fused)
 
 
+def test_hooks_of_a_layer_that_is_called_by_keyword_run_once():
+    model = Net(FWHT2d(4), lambda net, x: net.norm(net.layer(x=x))).eval()
+    model.layer.register_forward_hook(lambda _, __, output: 2 * output + 0.3)
+    x = torch.randn(3, 4, 4, 4)
+    fused_equally(model, x)
+    torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), model(x))
+
+
 def changed_between(net, x):
     residual = 2 * x
     total = net.norm(net.layer(x)) + residual

@@ -83,7 +83,7 @@ def asked_runs(spec: TableSpec, folders: Folders, arguments: argparse.Namespace)
     """The rows of a training table that are to be trained."""
     if arguments.recipe is not None and not _words(arguments.recipe):
         raise TableError(f"--recipe {arguments.recipe!r} is no recipe; give a trainer config, and overrides behind it")
-    if arguments.recipe and spec.recipe and shlex.split(arguments.recipe)[0] != spec.recipe:
+    if arguments.recipe and spec.recipe and _words(arguments.recipe)[0] != spec.recipe:
         raise TableError(f"table {spec.name!r} is made by the recipe {spec.recipe}; leave out --recipe")
     trainer = arguments.recipe or spec.recipe or ("authors" if resolve_device("auto").type == "cuda" else "short")
     return Asked(spec, spec.chosen(arguments.rows), trainer, arguments.override, folders.identities)

@@ -28,7 +28,7 @@ class FxLeaf(nn.Module):
 
     def _call_impl(self, *args: Any, **kwargs: Any) -> Any:
         # A node has no hooks around it: they stay on the module that it calls.
-        if args and isinstance(args[0], Proxy):
+        if isinstance(args[0] if args else kwargs.get("x"), Proxy):
             return self.forward(*args, **kwargs)
         return super()._call_impl(*args, **kwargs)
 
