@@ -24,8 +24,10 @@ from whtnet.kernels import gpu
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 KINDS = list(itertools.product(FORMATS, [F32, BF16]))
-if DEVICE == "cpu":
-    KINDS = KINDS[1:3]  # the interpreter is slow: each layout and each dtype once
+CHOICES = list(itertools.product(OPTIONS, FORMATS))
+if DEVICE == "cpu":  # the interpreter is slow
+    KINDS = KINDS[1:3]  # each layout and each dtype once
+    CHOICES = CHOICES[::3]  # each layout thrice, any two options in all their values
 
 
 @pytest.fixture(autouse=True)
@@ -55,8 +57,7 @@ def test_fwht2d(size, layout, dtype):
         check(functional.fwht2d, reference_fwht2d, x, (t, v))
 
 
-@pytest.mark.parametrize("layout", FORMATS)
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize(("options", "layout"), CHOICES, ids=str)
 def test_options(options, layout):
     for size in [(4, 2), (6, 12)]:
         padded = [references.power_of_two(s) for s in size]

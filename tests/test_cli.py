@@ -17,6 +17,7 @@ from whtnet.commands import table as table_command
 from whtnet.commands.compose import compose_config
 from whtnet.data import SOURCES
 from whtnet.engine import TrainConfig
+from whtnet.kernels.places import cache_folders
 from whtnet.policy import Policy
 from whtnet.records import read_records
 from whtnet.tables import load_spec, table_names
@@ -190,7 +191,8 @@ def test_without_wandb_installed(tmp_path):
 
 def test_wandb_logs_offline_and_says_so_in_one_line(tmp_path):
     pytest.importorskip("wandb")
-    env = {"HOME": str(tmp_path / "home"), "XDG_CONFIG_HOME": str(tmp_path / "home")}
+    kernels = str(cache_folders()[0].parent)  # where they are compiled already
+    env = {"HOME": str(tmp_path / "home"), "XDG_CONFIG_HOME": str(tmp_path / "home"), "TORCH_EXTENSIONS_DIR": kernels}
     done = train("tags=[mine]", cwd=tmp_path, logger="wandb", env=env)
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if line.startswith("wandb:")]
