@@ -19,9 +19,9 @@ from whtnet.bench.measure import time_layers, time_networks
 from whtnet.bench.timing import Timing
 from whtnet.kernels import BACKENDS
 from whtnet.tables import load_spec, speed_tables, to_csv, with_measurement
+from whtnet.tables.devices import measurements, of_device
 from whtnet.tables.figures import draw_growth, draw_ratios
 from whtnet.tables.measure import TESTS, contender, measure_speed, site_of
-from whtnet.tables.speed import measurements, of_device
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")

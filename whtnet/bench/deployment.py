@@ -46,6 +46,12 @@ def _compare(calls: list[Callable], images: torch.Tensor, seconds: float) -> lis
     return [timings[i].to_dict() for i in range(len(calls))]
 
 
+def profile_export(runtime: str, path: str, batches: list[int], device: torch.device) -> dict[str, Any]:
+    """By batch size, the seconds that a file spends with one thread by kind of operator; empty if that isn't told."""
+    profile = RUNTIMES[runtime].profile
+    return {str(batch): profile(Path(path), 1, torch.rand(batch, *INPUT_SIZE)) for batch in batches if profile}
+
+
 def export_memory(runtime: str, path: str, batch: int, device: torch.device) -> dict[str, Any]:
     """Peak memory of loading a file and running it once with one thread, beyond the libraries and images, in bytes."""
     images, load = torch.rand(batch, *INPUT_SIZE), RUNTIMES[runtime].load

@@ -29,6 +29,7 @@ from whtnet.bench.contenders import (
 from whtnet.bench.deployment import (
     export_memory,
     export_network,
+    profile_export,
     tflite_layer_memory,
     time_exports,
     time_tflite_layers,
@@ -182,7 +183,15 @@ def conditions(device: torch.device) -> dict[str, Any]:
 
 _TASKS = (
     *(time_layers, layer_memory, time_sizes, time_networks, network_memory, conditions),
-    *(export_network, time_exports, export_memory, write_tflite_layer, time_tflite_layers, tflite_layer_memory),
+    *(
+        export_network,
+        time_exports,
+        profile_export,
+        export_memory,
+        write_tflite_layer,
+        time_tflite_layers,
+        tflite_layer_memory,
+    ),
 )
 
 

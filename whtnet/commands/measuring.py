@@ -173,9 +173,7 @@ def _measure_speed(spec: TableSpec, folders: Folders, arguments: argparse.Namesp
     device = resolve_device("auto")
     with ProgressView() as view:
         measured = measure_speed(spec, device, arguments.seconds, view.task(spec.title))
-    here = {"environment": environment(device), **measured}
-    path = folders.own / f"{spec.name}.json"
-    write_json(path, with_measurement(read_json(path) if path.exists() else None, here))
+    _keep(spec, folders, {"environment": environment(device), **measured})
 
 
 def _measure_deployment(spec: TableSpec, folders: Folders, arguments: argparse.Namespace) -> None:
@@ -183,8 +181,13 @@ def _measure_deployment(spec: TableSpec, folders: Folders, arguments: argparse.N
         return
     with ProgressView() as view:
         measured = measure_deployment(spec, arguments.seconds, view.task(spec.title))
-    environment_here = environment(torch.device("cpu"))
-    write_json(folders.own / f"{spec.name}.json", {"environment": environment_here, **measured})
+    _keep(spec, folders, {"environment": environment(torch.device("cpu")), **measured})
+
+
+def _keep(spec: TableSpec, folders: Folders, measured: Mapping[str, Any]) -> None:
+    """Beside what was measured on other devices."""
+    path = folders.own / f"{spec.name}.json"
+    write_json(path, with_measurement(read_json(path) if path.exists() else None, measured))
 
 
 def _measure_released(spec: TableSpec, folders: Folders, _: argparse.Namespace) -> None:

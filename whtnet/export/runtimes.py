@@ -11,7 +11,7 @@ from torch import Tensor
 from whtnet.classifier import Classifier
 from whtnet.export.compiled import export_aoti, load_aoti
 from whtnet.export.onnx_file import PACKAGES as ONNX_PACKAGES
-from whtnet.export.onnx_file import export_onnx, onnx_session, run_onnx
+from whtnet.export.onnx_file import export_onnx, onnx_session, profile_onnx, run_onnx
 from whtnet.export.tflite import PACKAGES as TFLITE_PACKAGES
 from whtnet.export.tflite import export_tflite, run_tflite, tflite_interpreter
 
@@ -27,12 +27,15 @@ class Runtime:
         packages: what pip installs for it.
         export: writes a file, returns the largest difference from the model's logits.
         load: a file, to be run by so many threads, as a function of ``(N, C, H, W)`` images.
+        profile: seconds that a file, run by so many threads, spends on such images by kind of operator; None where the
+            program does not tell.
     """
 
     file: str
     packages: str
     export: Callable[[Classifier, Path], float]
     load: Callable[[Path, int], Call]
+    profile: Callable[[Path, int, Tensor], dict[str, float]] | None = None
 
     def missing(self) -> list[str]:
         """Packages that are not installed."""
@@ -43,6 +46,10 @@ class Runtime:
 def _load_onnx(path: Path, threads: int) -> Call:
     session = onnx_session(path, threads)
     return lambda images: run_onnx(session, images.numpy())
+
+
+def _profile_onnx(path: Path, threads: int, images: Tensor) -> dict[str, float]:
+    return profile_onnx(path, threads, images.numpy())
 
 
 def _load_tflite(path: Path, threads: int) -> Call:
@@ -56,7 +63,7 @@ def _load_aoti(path: Path, threads: int) -> Call:
 
 
 RUNTIMES = {
-    "onnx": Runtime("model.onnx", ONNX_PACKAGES, export_onnx, _load_onnx),
+    "onnx": Runtime("model.onnx", ONNX_PACKAGES, export_onnx, _load_onnx, _profile_onnx),
     "tflite": Runtime("model.tflite", TFLITE_PACKAGES, export_tflite, _load_tflite),
     "aoti": Runtime("model_aoti.pt2", "torch", export_aoti, _load_aoti),
 }

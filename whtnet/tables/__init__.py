@@ -11,6 +11,7 @@ from whtnet.tables.counts import (
     parameter_tables,
 )
 from whtnet.tables.deployment import deployment_tables, measure_deployment
+from whtnet.tables.devices import with_measurement
 from whtnet.tables.figures import draw_figures, figure_names
 from whtnet.tables.files import pages, rendered, update_page, with_tables, write_tables
 from whtnet.tables.layers import measure_layers
@@ -20,7 +21,7 @@ from whtnet.tables.render import to_csv, to_latex, to_markdown, to_rich
 from whtnet.tables.results import Results
 from whtnet.tables.runs import Compose, Identities, run_overrides
 from whtnet.tables.spec import TableError, TableSpec, load_spec, table_names
-from whtnet.tables.speed import speed_tables, with_measurement
+from whtnet.tables.speed import speed_tables
 from whtnet.tables.stored import command_for, stored_tables
 from whtnet.tables.table import Cell, Column, Shown, Spread, Table, spread
 from whtnet.tables.training import count_training_rows, place, trained_rows, training_tables

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from whtnet.tables.devices import of_device
 from whtnet.tables.results import Results
 from whtnet.tables.spec import TableSpec
-from whtnet.tables.speed import layer_ratios, network_ratios, of_device
+from whtnet.tables.speed import layer_ratios, network_ratios
 from whtnet.tables.statistics import INTERVAL_COLUMNS, SINGLE_RUN, interval_cells, welch_interval
 from whtnet.tables.table import Cell, Column, Spread, Table
 from whtnet.tables.training import TrainedRow

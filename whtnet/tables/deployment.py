@@ -1,15 +1,18 @@
 """The table of exported networks: each runtime's files, their size, speed and memory, beside the baseline's."""
 
+import itertools
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from whtnet.bench import measure
 from whtnet.export import RUNTIMES
+from whtnet.tables.devices import devices_table, measurements
 from whtnet.tables.measure import Step
 from whtnet.tables.spec import TableSpec
 from whtnet.tables.speed import CLAIM_COLUMNS
 from whtnet.tables.table import NOT_AT_HAND, Cell, Column, Table
+from whtnet.tables.training import place
 
 THREADS, BATCHES = (1, 2), (1, 64)
 _PROTOCOL = "tflite"
@@ -28,8 +31,9 @@ def measure_deployment(spec: TableSpec, seconds: float, on_step: Step) -> dict[s
         on_step: called with the fraction done and what comes next.
 
     Returns:
-        ``runtimes``: by row, ``missing`` (a command) or for each network ``bytes``, ``difference``, ``memory`` and, by
-        threads and batch, ``timings``. ``layers``: the same for each layer of the paper's protocol.
+        ``runtimes``: by row, ``missing`` (a command) or for each network ``bytes``, ``difference``, ``memory``, by
+        threads and batch ``timings``, and by batch the ``profile`` of a runtime that tells it. ``layers``: the same but
+        for profiles for each layer of the paper's protocol.
     """
     there = [row for row in spec.rows if not RUNTIMES[row["runtime"]].missing()]
     with tempfile.TemporaryDirectory() as folder:
@@ -63,7 +67,8 @@ class _Runner:
             of = {key: network[key] for key in ("backbone", "policy")}
             written = measure({"do": "export_network", "network": of, "runtime": runtime, "path": path})
             memory = measure({"do": "export_memory", "runtime": runtime, "path": path, "batch": BATCHES[-1]})
-            entries.append({**written, "memory": memory["bytes"], "timings": {}})
+            profile = measure({"do": "profile_export", "runtime": runtime, "path": path, "batches": BATCHES})
+            entries.append({**written, "memory": memory["bytes"], "profile": profile, "timings": {}})
         task = {"do": "time_exports", "runtime": runtime, "paths": paths, "batches": BATCHES, "seconds": self._seconds}
         for threads in THREADS:
             timed = measure({**task, "threads": threads})
@@ -90,19 +95,26 @@ class _Runner:
         self._done += 1
 
 
-def deployment_tables(spec: TableSpec, measured: Mapping[str, Any], place: str) -> list[Table]:
-    """The tables of networks and of layers from what :func:`measure_deployment` returned on ``place``."""
-    rows = [cells for row in spec.rows for cells in _network_rows(spec, row, measured["runtimes"].get(row["id"]))]
-    note = f"Measured on {place}. Each file's logits are within 1e-4 of the model's."
-    return [
-        Table(spec.title, _NETWORK_COLUMNS, rows, spec.intro, [note]),
+def deployment_tables(spec: TableSpec, stored: Mapping[str, Any]) -> list[Table]:
+    """The tables of networks, layers, profiles and other processors.
+
+    Args:
+        spec: the table.
+        stored: what :func:`~whtnet.tables.devices.with_measurement` made of :func:`measure_deployment`'s results.
+    """
+    everywhere = measurements(stored)
+    note = f"Measured on {place(stored['environment'])}. Each file's logits are within 1e-4 of the model's."
+    tables = [
+        Table(spec.title, _NETWORK_COLUMNS, _networks(spec, stored), spec.intro, [note]),
         Table(
             "The paper's speed test in LiteRT",
             _LAYER_COLUMNS,
-            _layer_rows(spec, measured["layers"]),
+            _layer_rows(spec, stored["layers"]),
             'Ten inputs of 8×8×1024, one at a time, float32. "×" is the time of the convolution over the layer\'s.',
         ),
+        *_profile_tables(spec, everywhere),
     ]
+    return [*tables, _devices_table(spec, everywhere)] if len(everywhere) > 1 else tables
 
 
 _TIMES = [(threads, batch) for batch in BATCHES for threads in THREADS]
@@ -122,6 +134,10 @@ _NETWORK_COLUMNS = (
     Column("memory", "peak memory (MB)", ".1f", 1e-6),
     Column("difference", "difference", ".0e"),
 )
+
+
+def _networks(spec: TableSpec, measured: Mapping[str, Any]) -> list[dict[str, Cell]]:
+    return [cells for row in spec.rows for cells in _network_rows(spec, row, measured["runtimes"].get(row["id"]))]
 
 
 def _network_rows(spec: TableSpec, row: Mapping[str, Any], result: Mapping[str, Any] | None) -> list[dict[str, Cell]]:
@@ -173,3 +189,56 @@ def _layer_rows(spec: TableSpec, measured: Mapping[str, Any]) -> list[dict[str, 
             cells |= {f"s_{threads}": mine, f"ratio_{threads}": theirs / mine}
         rows.append(cells)
     return rows
+
+
+def _profile_tables(spec: TableSpec, measured: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """Of each runtime that tells it: milliseconds by kind of operator, on each device where that was asked."""
+    return [
+        _profile_table(spec, row, [network["profile"] for network in networks], one["environment"])
+        for one in measured
+        for row in spec.rows
+        if (networks := one["runtimes"].get(row["id"], {}).get("networks")) and networks[0].get("profile")
+    ]
+
+
+def _profile_table(
+    spec: TableSpec, row: Mapping[str, Any], profiles: Sequence[Mapping[str, Any]], environment: Mapping[str, Any]
+) -> Table:
+    shown = [
+        (f"{network['label']}, batch {batch} (ms)", profile[str(batch)])
+        for batch in BATCHES
+        for network, profile in zip(spec.networks, profiles, strict=True)
+    ]
+    operators = sorted({name for _, times in shown for name in times}, key=lambda name: -shown[-1][1].get(name, 0))
+    rows: list[dict[str, Cell]] = [
+        {"operator": name, **{heading: times.get(name) for heading, times in shown}} for name in operators
+    ]
+    rows.append({"operator": "all", **{heading: sum(times.values()) for heading, times in shown}})
+    return Table(
+        f"Where {row['label']}'s time goes",
+        [Column("operator"), *(Column(heading, form=".3f", scale=1e3) for heading, _ in shown)],
+        rows,
+        "By kind of operator, one thread; the median of each node's calls, summed. A convolution takes the sum and the "
+        "ReLU behind it along.",
+        [f"Measured on {place(environment)}."],
+    )
+
+
+def _devices_table(spec: TableSpec, measured: Sequence[Mapping[str, Any]]) -> Table:
+    rows = []
+    networks = [{cells["id"]: cells for cells in _networks(spec, one)} for one in measured]
+    for row, network in itertools.product(spec.rows, spec.networks[1:]):
+        cells = [one.get(f"{row['id']}, {network['label']}", {}) for one in networks]
+        for threads, batch in _TIMES:
+            texts = (f"{network['label']} in {row['label']}", f"batch {batch}, {_threads(threads)}")
+            rows.append((texts, [one.get(f"ratio_{threads}_{batch}") for one in cells]))
+    layers = [{cells["layer"]: cells for cells in _layer_rows(spec, one["layers"])} for one in measured]
+    for layer, threads in itertools.product(spec.layers[1:], THREADS):
+        texts = (f"{layer['label']} in LiteRT", f"ten images, {_threads(threads)}")
+        rows.append((texts, [one[layer["label"]].get(f"ratio_{threads}") for one in layers]))
+    return devices_table(
+        (Column("what", "network or layer"), Column("when")),
+        rows,
+        measured,
+        "The time of the network without the policy, or of the convolution, over the network's or the layer's.",
+    )

@@ -5,8 +5,8 @@ from itertools import product
 from typing import Any
 
 from whtnet.policy import shipped_policies
+from whtnet.tables.devices import measurements
 from whtnet.tables.spec import TableSpec
-from whtnet.tables.speed import measurements
 
 
 def specified(spec: TableSpec) -> set[str]:
@@ -36,7 +36,7 @@ def measured(spec: TableSpec, stored: Mapping[str, Any]) -> set[str]:
         case "speed":
             return {network["label"] for one in measurements(stored) for network in one["networks"]}
         case "deployment":
-            return {*stored["runtimes"], *stored["layers"]}
+            return {name for one in measurements(stored) for name in (*one["runtimes"], *one["layers"])}
         case _:
             return _ids(stored["rows"])
 

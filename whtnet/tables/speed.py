@@ -1,9 +1,10 @@
 """The speed table: layers against the convolutions they replace, whole networks against their baselines."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from whtnet.bench import MODES, Quartiles, Site
+from whtnet.tables.devices import devices_table, measurements
 from whtnet.tables.measure import BATCHES, KEPT, TESTS, TRAINING_BATCH, contender, site_of
 from whtnet.tables.spec import TableSpec
 from whtnet.tables.table import NOT_AT_HAND, Cell, Column, Shown, Table
@@ -11,7 +12,6 @@ from whtnet.tables.training import place
 
 _STEPS = {f"inference, batch {batch}": f"inference_{batch}" for batch in BATCHES} | {"training step": "training"}
 _PASSES = dict(zip(MODES, ("forward", "forward + backward"), strict=True))
-_OTHERS = "others"
 
 CLAIM_COLUMNS = (
     Column("memory_change", "memory", "+.1%"),
@@ -35,44 +35,8 @@ _LAYER_COLUMNS = (
 _TIMES = 7  # the columns of times come first
 
 
-def with_measurement(stored: Mapping[str, Any] | None, measured: Mapping[str, Any]) -> dict[str, Any]:
-    """What a file of results holds once a measurement is in it.
-
-    The first measurement is the one that claims are judged by; those of other processors and GPUs are a list in it,
-    ``others``. A measurement takes the place of the one of the same device.
-
-    Args:
-        stored: what the file holds; None before the first measurement.
-        measured: what :func:`measure_speed` returned, and its ``environment``.
-    """
-    kept = measurements(stored) if stored else []
-    devices = [_device(one) for one in kept]
-    if _device(measured) in devices:
-        kept[devices.index(_device(measured))] = measured
-    else:
-        kept.append(measured)
-    first, *others = kept
-    return {**first, _OTHERS: others} if others else dict(first)
-
-
-def measurements(stored: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The measurements that a file of results holds, one for each device."""
-    first = {name: value for name, value in stored.items() if name != _OTHERS}
-    return [first, *stored.get(_OTHERS, ())]
-
-
-def _device(measured: Mapping[str, Any]) -> str:
-    return measured["environment"]["device_name"]
-
-
-def of_device(stored: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Of the measurements in ``stored`` the one on the device of ``other``, else the first."""
-    found = measurements(stored)
-    return next((one for one in found if _device(one) == _device(other)), found[0])
-
-
 def speed_tables(spec: TableSpec, measured: Mapping[str, Any]) -> list[Table]:
-    """The tables of layers and of networks from what :func:`with_measurement` returned."""
+    """The tables of layers and of networks from what :func:`~whtnet.tables.devices.with_measurement` returned."""
     conditions = measured["conditions"]
     notes = [
         f"Measured on {place(measured['environment'])}, each bound to a processor, backend `{conditions['backend']}`, "
@@ -92,7 +56,8 @@ def speed_tables(spec: TableSpec, measured: Mapping[str, Any]) -> list[Table]:
         pays_table(spec, measured),
         _network_table(measured["networks"]),
     ]
-    return [*tables, _devices_table(spec, measurements(measured))] if measured.get(_OTHERS) else tables
+    everywhere = measurements(measured)
+    return [*tables, _devices_table(spec, everywhere)] if len(everywhere) > 1 else tables
 
 
 def _layer_rows(spec: TableSpec, measured: Mapping[str, Any], memory: str) -> list[dict[str, Cell]]:
@@ -275,32 +240,34 @@ def _network_table(networks: list[Mapping[str, Any]]) -> Table:
 
 
 def _devices_table(spec: TableSpec, measured: list[Mapping[str, Any]]) -> Table:
-    """Ratios of the layers that the front page shows and of the networks, side by side for each device."""
-    shown = [row for row in spec.rows if row["id"] in spec.front["rows"]]
-    devices = [_device(one) for one in measured]
-    rows: list[dict[str, Cell]] = []
-    for row in shown:
+    return devices_table(
+        (Column("what", "layer or network"), Column("passes")),
+        [*_layers_by_device(spec, measured), *_networks_by_device(measured)],
+        measured,
+        "The time of the convolution, or of the network without replacements, over the layer's or the network's: "
+        "median and quartiles of the turns, freed memory kept. A training step is in bfloat16 where the processor "
+        "computes in it.",
+    )
+
+
+_OnDevices = Iterator[tuple[tuple[str, str], Sequence[Cell]]]
+
+
+def _layers_by_device(spec: TableSpec, measured: list[Mapping[str, Any]]) -> _OnDevices:
+    """The layers that the front page shows: label and passes, and the ratio on each device."""
+    for row in spec.rows:
         base = _convolution(spec, row)
-        for mode, passes in _PASSES.items() if base != contender(row) else ():
+        for mode, passes in _PASSES.items() if row["id"] in spec.front["rows"] and base != contender(row) else ():
             timed = [one["layers"][KEPT][row["test"]][mode].get(contender(row)) for one in measured]
-            cells: list[Cell] = [
-                Shown(Quartiles(**one["times_as_fast"][base]), ".1f") if one else None for one in timed
-            ]
-            rows.append({"what": row["label"], "passes": passes, **dict(zip(devices, cells, strict=True))})
+            ratios = [Shown(Quartiles(**one["times_as_fast"][base]), ".1f") if one else None for one in timed]
+            yield (row["label"], passes), ratios
+
+
+def _networks_by_device(measured: list[Mapping[str, Any]]) -> _OnDevices:
+    """The networks with a policy, likewise."""
     networks = [{row["label"]: row for row in one["networks"]} for one in measured]
     changed = (row["label"] for one in measured for row in one["networks"] if row["policy"] != "none")
     for label in dict.fromkeys(changed):
         for passes, key in _STEPS.items():
-            cells = [Quartiles(**one[label][key]["times_as_fast"]) if label in one else None for one in networks]
-            rows.append({"what": label, "passes": passes, **dict(zip(devices, cells, strict=True))})
-    columns = [Column("what", "layer or network"), Column("passes")]
-    columns += [Column(device, f"× {device}", ".2f", quartiles=True) for device in devices]
-    return Table(
-        "Ratios by processor",
-        columns,
-        rows,
-        "The time of the convolution, or of the network without replacements, over the layer's or the network's: "
-        "median and quartiles of the turns, freed memory kept. A training step is in bfloat16 where the processor "
-        "computes in it.",
-        [f"Measured on {place(one['environment'])}." for one in measured],
-    )
+            ratios = [Quartiles(**one[label][key]["times_as_fast"]) if label in one else None for one in networks]
+            yield (label, passes), ratios

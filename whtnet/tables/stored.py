@@ -9,7 +9,7 @@ from whtnet.tables.spec import TableError, TableSpec
 from whtnet.tables.speed import speed_tables
 from whtnet.tables.study import study_tables
 from whtnet.tables.table import Table
-from whtnet.tables.training import place, training_tables
+from whtnet.tables.training import training_tables
 from whtnet.tables.verdicts import verdict_tables
 
 
@@ -48,7 +48,7 @@ def stored_tables(spec: TableSpec, results: Results) -> list[Table]:
         case "released":
             return released_tables(spec, measured["rows"])
         case "deployment":
-            return deployment_tables(spec, measured, place(measured["environment"]))
+            return deployment_tables(spec, measured)
         case "layers":
             return layer_tables(spec, measured["rows"])
         case _:
