@@ -177,6 +177,13 @@ def test_conditions(where, expected):
     assert {r.name.removesuffix(".conv2") for r in report.replacements} == expected
 
 
+def test_blocks_that_take_lists_of_maps_have_stages():
+    with torch.device("meta"):
+        found = find_sites(build_backbone("torchvision/densenet121"), (3, 64, 64))
+    assert found.stages == 4
+    assert {site.stage for site in found.sites if site.part == "blocks"} == {1, 2, 3, 4}
+
+
 @pytest.mark.parametrize("policy", ["conv3x3", "depthwise", "identity", "gap"])
 def test_applied_again_a_policy_takes_no_further_places(policy):
     model = build_backbone("resnet20")

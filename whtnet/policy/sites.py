@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from whtnet.cost import Cost, CostCounter, meta_probe
 from whtnet.layers import NormedFWHT2d, SpectralLayer
@@ -182,6 +183,7 @@ class _Trace(TorchDispatchMode):
         super().__init__()
         self.order: list[str] = []
         self.shapes: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]] = defaultdict(list)
+        self.sizes: dict[str, tuple[int, ...]] = {}  # of the last map put out, whatever goes in, a list of maps, say
         self.stack: list[tuple[str, Any]] = []
         self.outputs: list[tuple[str, Tensor, int]] = []  # tensors are kept, so that identities stay unique
         self.pooled_inside: list[str] = []  # modules whose own input is what they pool, outermost first
@@ -206,6 +208,8 @@ class _Trace(TorchDispatchMode):
 
     def leave(self, name: str, output: Any) -> None:
         _, given = self.stack.pop()
+        if maps := [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]:
+            self.sizes[name] = tuple(maps[0].shape[-2:])
         if given is not None and isinstance(output, Tensor):
             self.shapes[name].append((tuple(given.shape[1:]), tuple(output.shape[1:])))
             self.outputs.append((name, output, output._version))
@@ -273,9 +277,10 @@ def _blocks(modules: dict[str, nn.Module], trace: _Trace) -> tuple[dict[str, int
     number = {name: i for i, name in enumerate(blocks, 1)}
     block_of = {n: number[a] for n in trace.order for a in [*_ancestors(n), n] if a in number}
     stage_of: dict[int, int] = {}
-    stage, size = 0, None
+    stage = 0
+    size: tuple[int, ...] | None = None
     for name in blocks:
-        new_size = trace.shapes[name][-1][1][-2:] if trace.shapes[name] else size
+        new_size = trace.sizes.get(name, size)
         stage, size = stage + (new_size != size), new_size
         stage_of[number[name]] = stage
     return block_of, stage_of
