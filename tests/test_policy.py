@@ -177,6 +177,24 @@ def test_conditions(where, expected):
     assert {r.name.removesuffix(".conv2") for r in report.replacements} == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "blocks"),
+    [
+        ("resnetv2_18", 8),
+        ("res2net50_14w_8s", 16),
+        ("skresnet18", 8),
+        ("dla34", 12),
+        ("xception41", 13),
+        ("inception_resnet_v2", 40),
+    ],
+)
+def test_blocks_by_other_names(name, blocks):
+    with torch.device("meta"):
+        found = find_sites(build_backbone(f"timm/{name}"), (3, 96, 96))
+    assert found.blocks == blocks
+    assert {site.part for site in found.sites} >= {"blocks", "head"}
+
+
 def test_blocks_that_take_lists_of_maps_have_stages():
     with torch.device("meta"):
         found = find_sites(build_backbone("torchvision/densenet121"), (3, 64, 64))

@@ -18,7 +18,9 @@ from whtnet.policy.rules import PolicyError
 
 # Class names of the repeated units of torchvision's and timm's classifiers; the innermost match is the block.
 BLOCK_CLASS = re.compile(
-    r"(Block|Bottleneck|InvertedResidual|DepthwiseSeparableConv|EdgeResidual|MBConv|DenseLayer|Fire|FireModule)$"
+    r"(Block|Bottleneck)(\d+|[12]d|V\d)?$"  # Block35, MetaBlock2d, GhostBottleneckV3
+    r"|(Basic|Bottle2neck|InvertedResidual|DepthwiseSeparableConv|EdgeResidual|MBConv|DenseLayer|Fire|FireModule"
+    r"|XceptionModule)$"
 )
 SQUEEZE_EXCITE_CLASS = re.compile(r"^(SqueezeExcit\w*|SE(Module|Layer|Block)\w*|EffectiveSE\w*)$")
 _REPLACED = "_replaced_site_kind"  # attribute of what a policy put in
