@@ -135,6 +135,23 @@ def test_layer_before_functional_pooling_is_appended_without_renaming():
     assert all(key.startswith("features.19.") for key in set(model.state_dict()) - keys)
 
 
+def test_an_appended_layer_takes_no_other_s_name():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.features = nn.Sequential()
+            self.features.add_module("1", nn.Conv2d(3, 4, 3, padding=1))
+            self.features.add_module("2", nn.Conv2d(4, 4, 3, padding=1))
+
+        def forward(self, x):
+            return self.features(x).mean((2, 3))
+
+    model = Net()
+    report = apply_policy_(model, "gap", (3, 8, 8))
+    assert [type(module) for module in model.features] == [nn.Conv2d, nn.Conv2d, PreGAPFWHT2d]
+    assert report.after.parameters == sum(p.numel() for p in model.parameters())
+
+
 def test_layer_before_a_pooling_module_sees_what_was_pooled():
     model = build_backbone("resnet20")
     keys = set(model.state_dict())

@@ -1,5 +1,6 @@
 """Put Walsh-Hadamard layers into a model as a policy says, all or nothing, and report what was done."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -121,7 +122,8 @@ def _described(changes: Sequence[_Change]) -> str:
 def _put(model: nn.Module, site: Site, layer: nn.Module) -> None:
     module = model.get_submodule(site.name)
     if site.append:
-        module.add_module(str(len(module._modules)), layer)  # as nn.Sequential.append does
+        numbers = (str(n) for n in itertools.count(len(module._modules)))  # as nn.Sequential.append counts
+        module.add_module(next(name for name in numbers if name not in module._modules), layer)
         return
     new = nn.Sequential(layer, module) if site.kind == "before_gap" else layer
     new.training = module.training
