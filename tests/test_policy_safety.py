@@ -312,6 +312,13 @@ def test_models_of_every_precision(dtype):
     assert model.eval()(torch.randn(2, *SIZE, dtype=dtype)).dtype == dtype
 
 
+def test_a_model_without_parameters_gets_layers_too():
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    report = apply_policy_(model, "gap", SIZE)
+    assert report.before.parameters == 0 < report.after.parameters
+    assert model(torch.randn(2, *SIZE)).shape == (2, 3)
+
+
 def test_a_model_without_data_gets_layers_without_data():
     with torch.device("meta"):
         model = Net()

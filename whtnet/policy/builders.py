@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -261,8 +262,8 @@ def build_layer(model: nn.Module, site: Site, rule: Rule, policy: Policy) -> nn.
     Raises:
         PolicyError: naming the site, if the layer can't stand there.
     """
-    like = next(site.module.parameters(), None)
-    like = next(model.parameters()) if like is None else like
+    parameters = itertools.chain(site.module.parameters(), model.parameters())
+    like = next(parameters, torch.empty(0))  # of a model without parameters: the default device and dtype
     options = options_of(rule, policy)
     try:
         if is_extension(rule.replace):
