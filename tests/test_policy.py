@@ -117,6 +117,14 @@ def test_paper_on_resnets_takes_the_stated_convolutions():
         assert all(n.endswith("conv2") for n in replaced)
 
 
+def test_what_is_computed_from_coordinates_is_no_site():
+    with torch.device("meta"):
+        model = build_backbone("torchvision/swin_v2_t")  # its position biases are a network's over (1, 15, 15, 2)
+    names = {s.name for s in find_sites(model, (3, 64, 64)).sites if s.kind == "conv1x1"}
+    assert not [name for name in names if "cpb_mlp" in name]
+    assert {name for name in names if name.endswith(".reduction")} == {f"features.{i}.reduction" for i in (2, 4, 6)}
+
+
 def test_squeeze_excite_convolutions_are_no_1x1_sites():
     for source in ("torchvision", "timm"):
         model = build_backbone("mobilenet_v3_large", source=source)

@@ -156,7 +156,8 @@ def _kinds(trace: "_Trace", modules: dict[str, nn.Module]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in trace.order:
         kind = _replaced_kind(modules[name]) or _kind(modules[name], trace.shapes[name])
-        if kind and not any(_is_opaque(modules[ancestor]) for ancestor in _ancestors(name)):
+        opaque = any(_is_opaque(modules[ancestor]) for ancestor in _ancestors(name))
+        if kind and name in trace.on_image and not opaque:
             found[name] = kind
     if "before_gap" not in found.values() and (pool := _pooling_site(trace, modules)) is not None:
         found[pool] = "before_gap"
@@ -181,8 +182,10 @@ def _shapes(trace: "_Trace", module: nn.Module, name: str, kind: str) -> tuple[t
 class _Trace(TorchDispatchMode):
     """What a forward pass did: modules in order of their start, shapes in and out, where the last map was pooled."""
 
-    def __init__(self) -> None:
+    def __init__(self, image: Tensor) -> None:
         super().__init__()
+        self.of_image: dict[int, Tensor] = {id(image): image}  # what is computed from it, by identity
+        self.on_image: set[str] = set()  # modules that were given such a tensor, not coordinates alone, say
         self.order: list[str] = []
         self.shapes: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]] = defaultdict(list)
         self.sizes: dict[str, tuple[int, ...]] = {}  # of the last map put out, whatever goes in, a list of maps, say
@@ -207,6 +210,8 @@ class _Trace(TorchDispatchMode):
             self.order.append(name)
         first = first_input(args, keywords)
         self.stack.append((name, first if isinstance(first, Tensor) else None))
+        if id(first) in self.of_image:
+            self.on_image.add(name)
 
     def leave(self, name: str, output: Any) -> None:
         _, given = self.stack.pop()
@@ -218,6 +223,8 @@ class _Trace(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         out = func(*args, **(kwargs or {}))
+        if any(id(leaf) in self.of_image for leaf in tree_leaves((args, kwargs))):
+            self.of_image |= {id(leaf): leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)}
         x: Any = args[0] if args else None
         if func in _POOLING_OPS and x.dim() == 4 and out.numel() == x.shape[0] * x.shape[1]:
             self.pooled_inside = [name for name, given in self.stack if given is x]
@@ -234,7 +241,7 @@ def _trace(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[_Trace, 
         raise PolicyError(
             f"{type(model).__name__} can't be copied ({reason}), and it is a copy that is looked at: take that off it"
         ) from error
-    trace, counter = _Trace(), CostCounter(probe)
+    trace, counter = _Trace(image), CostCounter(probe)
     for name, module in probe.named_modules():
         module.register_forward_pre_hook(lambda _, *given, name=name: trace.enter(name, *given), with_kwargs=True)
         module.register_forward_hook(lambda _, __, output, name=name: trace.leave(name, output))
