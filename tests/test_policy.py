@@ -125,6 +125,20 @@ def test_what_is_computed_from_coordinates_is_no_site():
     assert {name for name in names if name.endswith(".reduction")} == {f"features.{i}.reduction" for i in (2, 4, 6)}
 
 
+def test_what_an_image_is_written_into_is_computed_from_it():
+    class Padded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            padded = x.new_zeros(x.shape[0], 3, 10, 10)
+            padded[..., 1:9, 1:9] = x
+            return self.conv(padded).mean((2, 3))
+
+    assert [site.name for site in find_sites(Padded(), (3, 8, 8)).sites] == ["conv"]
+
+
 def test_squeeze_excite_convolutions_are_no_1x1_sites():
     for source in ("torchvision", "timm"):
         model = build_backbone("mobilenet_v3_large", source=source)

@@ -184,7 +184,7 @@ class _Trace(TorchDispatchMode):
 
     def __init__(self, image: Tensor) -> None:
         super().__init__()
-        self.of_image: dict[int, Tensor] = {id(image): image}  # what is computed from it, by identity
+        self.of_image: dict[int, Any] = {}  # the storages of what is computed from it, which views share
         self.on_image: set[str] = set()  # modules that were given such a tensor, not coordinates alone, say
         self.order: list[str] = []
         self.shapes: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]] = defaultdict(list)
@@ -195,6 +195,15 @@ class _Trace(TorchDispatchMode):
         self.pooled_outputs: list[str] = []  # modules that put out what is pooled, innermost first
         self.pooled_from: str | None = None  # the module whose forward called the pooling
         self.producer: str | None = None
+        self._note_image(image)
+
+    def _note_image(self, tensors: Any) -> None:
+        storages = [leaf.untyped_storage() for leaf in tree_leaves(tensors) if isinstance(leaf, Tensor)]
+        self.of_image |= {storage._cdata: storage for storage in storages}
+
+    def _is_of_image(self, tensors: Any) -> bool:
+        leaves = (leaf for leaf in tree_leaves(tensors) if isinstance(leaf, Tensor))
+        return any(leaf.untyped_storage()._cdata in self.of_image for leaf in leaves)
 
     def part_of(self, name: str, block_of: dict[str, int]) -> str:
         if name in block_of:
@@ -210,7 +219,7 @@ class _Trace(TorchDispatchMode):
             self.order.append(name)
         first = first_input(args, keywords)
         self.stack.append((name, first if isinstance(first, Tensor) else None))
-        if id(first) in self.of_image:
+        if self._is_of_image(first):
             self.on_image.add(name)
 
     def leave(self, name: str, output: Any) -> None:
@@ -223,8 +232,8 @@ class _Trace(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if any(id(leaf) in self.of_image for leaf in tree_leaves((args, kwargs))):
-            self.of_image |= {id(leaf): leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)}
+        if self._is_of_image((args, kwargs)):
+            self._note_image(out)
         x: Any = args[0] if args else None
         if func in _POOLING_OPS and x.dim() == 4 and out.numel() == x.shape[0] * x.shape[1]:
             self.pooled_inside = [name for name, given in self.stack if given is x]
