@@ -117,6 +117,14 @@ def test_paper_on_resnets_takes_the_stated_convolutions():
         assert all(n.endswith("conv2") for n in replaced)
 
 
+def test_the_squeeze_excite_modules_of_hgnet_are_sites():
+    with torch.device("meta"):
+        found = find_sites(build_backbone("timm/hgnet_tiny"), (3, 64, 64))
+    assert {site.name.rpartition(".")[2] for site in found.sites if site.kind == "squeeze_excite"} == {"1"}
+    inside = [site.name for site in found.sites if site.kind == "conv1x1" and ".aggregation.1." in site.name]
+    assert not inside
+
+
 def test_what_is_computed_from_coordinates_is_no_site():
     with torch.device("meta"):
         model = build_backbone("torchvision/swin_v2_t")  # its position biases are a network's over (1, 15, 15, 2)

@@ -22,7 +22,7 @@ BLOCK_CLASS = re.compile(
     r"|(Basic|Bottle2neck|InvertedResidual|DepthwiseSeparableConv|EdgeResidual|MBConv|DenseLayer|Fire|FireModule"
     r"|XceptionModule)$"
 )
-SQUEEZE_EXCITE_CLASS = re.compile(r"^(SqueezeExcit\w*|SE(Module|Layer|Block)\w*|EffectiveSE\w*)$")
+SQUEEZE_EXCITE_CLASS = re.compile(r"^(SqueezeExcit\w*|SE(Module|Layer|Block)\w*|EffectiveSE\w*|EseModule)$")
 _REPLACED = "_replaced_site_kind"  # attribute of what a policy put in
 
 _POOLING_OPS = (
