@@ -51,12 +51,13 @@ def wait_for(folder, pattern, process):
 
 
 def results(folder):
-    """Weights and losses by seed."""
+    """Weights and metrics, but for times, by seed."""
+    times = {"seconds", "images_per_s"}
     found = {}
     for file in folder.glob("runs/synthetic/*/record.json"):
         record = json.loads(file.read_text())
         state = torch.load(file.with_name("checkpoint.pt"), weights_only=True)
-        found[record["seed"]] = state["model"], [(m["train_loss"], m["test_loss"]) for m in record["history"]]
+        found[record["seed"]] = state["model"], [{k: m[k] for k in m.keys() - times} for m in record["history"]]
     return found
 
 

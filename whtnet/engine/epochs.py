@@ -121,6 +121,7 @@ class Epochs:
         part.totals = part.totals.to(self.device)
         self.loaders.train.set_epoch(state.epoch, part.steps)
         train_(state.model)
+        self.schedule.step_update(state.epoch * self.steps + max(part.steps - 1, 0))  # none may be left that sets it
         self.told = part.steps, distributed.all_reduce(part.totals)[0].item()
         return part
 
