@@ -113,3 +113,23 @@ def test_the_same_overrides_in_another_order_are_one_recipe():
     assert asked(*words).recipe == asked(*words[::-1]).recipe
     options = ("trainer.opt_options={eps:1}", "trainer.opt_options.eps=2")  # the later one stands on the first
     assert asked("trainer.opt=adam", *options).recipe.endswith("eps=2")
+
+
+EQUAL = """
+title: Equal
+kind: training
+overrides: [backbone=resnet20, dataset=synthetic, policy=none]
+rows:
+  - {id: first}
+  - {id: second, overrides: [trainer.batch_size=128]}
+  - {id: third, start: first, overrides: [trainer.lr=0.1]}
+  - {id: fourth, start: second, overrides: [trainer.lr=0.1]}
+"""
+
+
+def test_rows_of_equal_settings_share_a_run(tmp_path):
+    (tmp_path / "equal.yaml").write_text(EQUAL)
+    spec = load_spec(tmp_path, "equal")
+    runs = Asked(spec, spec.rows, "short", (), IDENTITIES)
+    jobs = runs.jobs([(row, 0) for row in spec.rows], "none", tmp_path, fresh=False)
+    assert [job.title for _, job in jobs] == ["first, seed 0", "third, seed 0"]

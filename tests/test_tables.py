@@ -130,6 +130,15 @@ def test_training_table_aggregates_records(tmp_path):
     assert any("a CPU" in note and "01234567" in note for note in table.notes)
 
 
+def test_rows_of_equal_settings_show_the_same_run(tmp_path):
+    text = SPEC.replace("label: third", "label: first")
+    records = [record("a", 0, 90.0), record("a", 1, 92.0), record("b", 0, 88.0)]
+    (table,) = tables_of(tmp_path, text, records)
+    first, second, third = (row["test_top1"] for row in table.rows)
+    assert first == third == Spread(91.0, 2**0.5, 2, (0, 1))
+    assert second == Spread(88.0, 0, 1, (0,))
+
+
 COUNTED = """
 counted:
   - {label: small, input_size: [3, 32, 32]}

@@ -87,24 +87,26 @@ class Asked:
     def jobs(self, runs: Sequence[tuple[Row, int]], logger: str, place: Path, *, fresh: bool) -> list[tuple[Row, Job]]:
         """The jobs of ``runs``, each behind its start; that is one of them where it isn't finished here.
 
+        Rows that ask for the same run share its job.
+
         Args:
             runs: rows and seeds.
             logger: the choice of that group.
             place: folder of the ``run_root`` of the runs.
             fresh: whether what was begun, or is finished, is trained again.
         """
-        asked = {(row["id"], seed) for row, seed in runs}
-        jobs: dict[tuple[str, int], tuple[Row, Job]] = {}
+        asked = {self.experiment(row, seed).identity for row, seed in runs}
+        jobs: dict[str, tuple[Row, Job]] = {}
 
         def add(row: Row, seed: int) -> None:
-            if (row["id"], seed) in jobs:
-                return
             job = self._job(row, seed, logger, place, fresh)
-            if (first := job.experiment.start) is not None:
-                start = self.spec.row(row["start"])
-                if (start["id"], seed) in asked or finished_folder(first, job.options["root"]) is None:
-                    add(start, seed)
-            jobs[row["id"], seed] = row, job
+            if job.experiment.identity in jobs:
+                return
+            if (first := job.experiment.start) is not None and (
+                first.identity in asked or finished_folder(first, job.options["root"]) is None
+            ):
+                add(self.spec.row(row["start"]), seed)
+            jobs[job.experiment.identity] = row, job
 
         for row, seed in runs:
             add(row, seed)

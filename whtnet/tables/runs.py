@@ -104,8 +104,9 @@ def run_overrides(spec: TableSpec, row: Mapping[str, Any], recipe: str) -> list[
 def match_runs(spec: TableSpec, records: Sequence[Record], identities: Identities) -> Runs:
     """Sort the records of a table by whether their identity is that of a row today.
 
-    A record counts for the row whose run it is, whatever the row was called when it was made. Of a run that was
-    repeated under another name of its row, the record that was finished last counts, alone.
+    A record counts for the row whose run it is, whatever the row was called when it was made, and for those without
+    records whose run it is too. Of a run that was repeated under another name of its row, the record that was finished
+    last counts, alone.
     """
     records = _last_finished(record for record in records if record["table"] == spec.name)
     rows = {row["id"]: row for row in spec.rows}
@@ -118,6 +119,11 @@ def match_runs(spec: TableSpec, records: Sequence[Record], identities: Identitie
             found.setdefault((row["id"], record["recipe"]), []).append(record)
         else:
             others.append(record)
+    kept = [record for own in found.values() for record in own]
+    with_records = {name for name, _ in found}
+    for row in (row for row in spec.rows if row["id"] not in with_records):
+        for record in (record for record in kept if _is_run_of(spec, row, record, identities)):
+            found.setdefault((row["id"], record["recipe"]), []).append(record)
     return Runs(found, others)
 
 
