@@ -23,7 +23,15 @@ from whtnet.tables import (
     write_tables,
 )
 from whtnet.tracking import NullSink
-from whtnet.verification import check_counts, check_files, check_pages, check_records, check_rows, check_weights
+from whtnet.verification import (
+    check_counts,
+    check_files,
+    check_made,
+    check_pages,
+    check_records,
+    check_rows,
+    check_weights,
+)
 
 TINY = ["dataset=synthetic", "dataset.size=8", "dataset.train_size=32", "dataset.test_size=16", "device=cpu"]
 TINY += ["backbone=resnet20", "policy=none", "trainer=short", "trainer.epochs=1", "trainer.precision=fp32"]
@@ -150,6 +158,25 @@ def test_costs_of_training_tables(tmp_path):
     counts["b"][1]["macs"] += 1
     results = results_of(tmp_path, counts=counts)
     assert list(failures(check_counts([spec], results, compose_config, None, lambda step: None))) == ["mine: b"]
+
+
+def test_tables_without_results_are_skipped(tmp_path):
+    spec, results = write_spec(tmp_path, SPEC), results_of(tmp_path)
+    (check,) = check_made([spec], results)
+    assert (check.name, check.outcome) == ("mine", "skipped")
+    assert "make reproduce-table TABLE=mine ARGS=--update" in check.reason
+    assert [check.outcome for check in check_made([spec], results_of(tmp_path, [record("a", 0, 90.0)]))] == ["passed"]
+
+
+def test_verify_passes_over_a_table_that_was_not_made(tmp_path, monkeypatch, capsys):
+    from whtnet.commands import verify
+
+    monkeypatch.setattr(verify, "ROOT", tmp_path)
+    (tmp_path / "experiments").mkdir()
+    write_spec(tmp_path / "experiments", SPEC)
+    with pytest.raises(SystemExit) as stop:
+        verify.main(None)
+    assert stop.value.code == 0, capsys.readouterr()
 
 
 def test_files_that_were_changed_by_hand(tmp_path):

@@ -62,6 +62,16 @@ def passed_or_failed(name: str, problem: str) -> Check:
     return Check(name, FAILED if problem else PASSED, problem)
 
 
+def check_made(specs: Iterable[TableSpec], results: Results) -> Iterator[Check]:
+    """Of which tables there are results; the others, such as one's own that was made elsewhere, are skipped."""
+    for spec in specs:
+        made = results.holds(spec)
+        reason = (
+            "" if made else f"{results.folder} holds nothing of it; `{command_for(spec)} ARGS=--update` puts it there"
+        )
+        yield Check(spec.name, PASSED if made else SKIPPED, reason)
+
+
 def check_records(results: Results) -> Iterator[Check]:
     """Every record replays: its settings make the experiment that it says again, and its commit is the code."""
     for record in results.records:

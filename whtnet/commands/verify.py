@@ -17,6 +17,7 @@ from whtnet.verification import (
     Check,
     check_counts,
     check_files,
+    check_made,
     check_pages,
     check_records,
     check_released,
@@ -30,8 +31,9 @@ from whtnet.verification import (
 def main(_: argparse.Namespace) -> None:
     """Run all checks and say what failed."""
     results = Results(ROOT / "experiments", ROOT / "results", Identities(compose_config))
-    specs = results.specs()
-    found = _show("records that replay", check_records(results))
+    found = _show("tables with results", check_made(results.specs(), results))
+    specs = [spec for spec in results.specs() if results.holds(spec)]
+    found += _show("records that replay", check_records(results))
     total, done = sum(len(spec.rows) for spec in specs if counts_again(spec)), itertools.count(1)
     with ProgressView() as view:
         bar = view.task("counting")

@@ -57,6 +57,14 @@ class Results:
         """What the layers of a record of :meth:`runs` learned; empty where nothing was kept."""
         return read_layers(self.records_folder, record) or (self._reference.layers(record) if self._reference else [])
 
+    def holds(self, spec: TableSpec) -> bool:
+        """Whether anything was counted, timed or run for a table, or for the one that it is made of."""
+        if spec.kind == "verdicts":
+            return True
+        if spec.kind == "study":
+            return self.holds(self.spec(str(spec.of)))
+        return self.measured(spec) is not None or any(record["table"] == spec.name for record in self.records)
+
     def counts(self, spec: TableSpec) -> Counts:
         """What the rows of a training table cost; empty where they were not counted."""
         return (self.measured(spec) or {}).get("rows", {})
