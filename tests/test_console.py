@@ -106,7 +106,7 @@ def test_the_report_shows_sites_and_totals(screen):
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "words"), [(UserError("do this"), 1, "do this"), (KeyboardInterrupt(), 130, "goes on")]
+    ("error", "status", "words"), [(UserError("do this"), 1, "do this"), (KeyboardInterrupt(), 130, "interrupted\n")]
 )
 def test_mendable_errors_become_messages(screen, error, status, words):
     out = screen(terminal=False)

@@ -179,6 +179,16 @@ def test_a_damaged_record_is_named(tmp_path, content):
     assert record.read_text() == content
 
 
+@pytest.mark.parametrize(("resume", "words"), [("auto", "goes on from the last checkpoint"), ("never", "begins anew")])
+def test_an_interrupt_says_how_to_go_on(tmp_path, resume, words):
+    class Interrupt(NullSink):
+        def log(self, epoch, metrics):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt, match=words):
+        run(experiment(), sink=Interrupt(), root=tmp_path, resume=resume)
+
+
 def test_a_run_is_not_resumed_with_other_classes(tmp_path):
     folder = experiment().folder(tmp_path)
 

@@ -231,8 +231,8 @@ def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
         except UserError as error:
             print_error(error)
             sys.exit(1)
-        except KeyboardInterrupt:
-            error_console.print("interrupted; the same command goes on from the last checkpoint", style="bold")
+        except KeyboardInterrupt as error:  # of a run, it says how to go on
+            error_console.print("; ".join(["interrupted", *map(str, error.args)]), style="bold")
             sys.exit(130)
 
     return wrapper

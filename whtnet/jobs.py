@@ -130,15 +130,19 @@ class _Pool:
 
     def run(self) -> list[str]:
         waiting = deque(range(len(self.jobs)))
+        resume = self.jobs[0].options.get("resume") if self.jobs else None
         with listening() as stop_requested, _patient_threads():
             try:
                 while waiting or self.running:
                     if stop_requested():
-                        raise PreemptedError(f"stopped on request; {how_to_go_on(self.jobs[0].options.get('resume'))}")
+                        raise PreemptedError(f"stopped on request; {how_to_go_on(resume)}")
                     while len(self.running) < self.at_once and (index := self._ready(waiting)) is not None:
                         waiting.remove(index)
                         self._start(index)
                     self._take_message()
+            except KeyboardInterrupt as error:
+                error.args = (how_to_go_on(resume),)
+                raise
             finally:
                 self._stop()
         return self.failures

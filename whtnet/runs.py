@@ -127,9 +127,9 @@ def run(
     return distributed.from_main_process(lambda: _whole_record(folder / RECORD))
 
 
-def how_to_go_on(resume: str | None) -> str:
-    """What to do about a run that was stopped, for people."""
-    return "the same command begins anew" if resume == "never" else "the same command goes on from there"
+def how_to_go_on(resume: str | None, place: str = "there") -> str:
+    """What to do about a run that was stopped, for people; ``place`` is where its state stands."""
+    return "the same command begins anew" if resume == "never" else f"the same command goes on from {place}"
 
 
 def dry_run(
@@ -351,6 +351,9 @@ def _ending(sink: Sink, cost: Mapping[str, int], resume: str) -> Iterator[dict[s
     except PreemptedError as error:
         status = EXIT_STATUS
         error.args = (f"{error}; {how_to_go_on(resume)}",)
+        raise
+    except KeyboardInterrupt as error:
+        error.args = (how_to_go_on(resume, "the last checkpoint"),)
         raise
     finally:
         sink.finish(summary, status=status)
