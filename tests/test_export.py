@@ -21,6 +21,7 @@ from whtnet.export import (
     export_tflite,
     export_torch,
 )
+from whtnet.export.checks import check
 from whtnet.export.products import ChannelProducts, as_products
 from whtnet.layers import BWHT1d, FWHT2d, HTPerceptron2d, PreGAPFWHT2d, SpectralLayer
 
@@ -120,6 +121,10 @@ def test_an_onnx_file_follows_its_parameters(tmp_path):
 # --- every format ---
 
 
+class Small(torch.nn.Sequential):
+    input_size = (3, 8, 8)
+
+
 @pytest.mark.parametrize(
     ("export", "needs"),
     [
@@ -136,6 +141,15 @@ def test_an_export_leaves_every_module_in_its_mode(tmp_path, export, needs):
     assert export(model, tmp_path / "model") < TOLERANCE  # of the model in evaluation mode
     assert [name for name, module in model.named_modules() if not module.training] == ["network.bn1"]
     assert model.network.layer1[0].bn1.num_batches_tracked == 0
+
+
+def test_what_is_no_number_agrees_with_nothing():
+    model = Small(torch.nn.Flatten(), torch.nn.Linear(192, 3))
+    with pytest.raises(ExportError, match="differs from the model by nan"):
+        check(model, lambda images: model(images) * float("nan"), "a file")
+    torch.nn.init.constant_(model[1].bias, float("inf"))
+    with pytest.raises(ExportError, match="no finite numbers"):
+        check(model, model, "a file")
 
 
 # --- TFLite ---
@@ -200,10 +214,6 @@ def test_a_missing_runtime_is_named_with_its_remedy(tmp_path, monkeypatch):
 
 
 # --- AOTInductor ---
-
-
-class Small(torch.nn.Sequential):
-    input_size = (3, 8, 8)
 
 
 @pytest.mark.slow

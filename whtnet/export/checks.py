@@ -35,17 +35,19 @@ def check(model: Classifier, exported: Callable[[Tensor], Tensor], what: str) ->
     Batches of 1 and 7 images are compared.
 
     Raises:
-        ExportError: if it is above 1e-4.
+        ExportError: if it is above 1e-4, or where logits are no finite numbers.
     """
     difference = 0.0
     for count in _BATCHES:
         images = example_images(model, count)
         with evaluation_mode(model):
             expected = model(images)
-        error = (exported(images) - expected).abs().max().item()
-        difference = max(difference, error / max(1.0, expected.abs().max().item()))
-    if not difference <= TOLERANCE:
-        raise ExportError(f"{what} differs from the model by {difference:.2g}, more than {TOLERANCE:g}")
+        if not expected.isfinite().all():
+            raise ExportError("the model's logits are no finite numbers, with which nothing can be compared")
+        error = (exported(images) - expected).abs().max().item() / max(1.0, expected.abs().max().item())
+        if not error <= TOLERANCE:  # nor is NaN
+            raise ExportError(f"{what} differs from the model by {error:.2g}, more than {TOLERANCE:g}")
+        difference = max(difference, error)
     return difference
 
 
