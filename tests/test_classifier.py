@@ -89,6 +89,16 @@ def test_a_saved_model_comes_back(trained, tmp_path):
         torch.testing.assert_close(back(images()), model(images()), rtol=0, atol=0)
 
 
+def test_a_saved_model_that_lacks_weights_is_damaged(trained, tmp_path):
+    model = Classifier.load(trained[1])
+    torch.nn.utils.parametrize.register_parametrization(model.network.conv1, "weight", torch.nn.Identity())
+    model.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"damaged.*network\.conv1\.weight"):
+        Classifier.load(tmp_path)
+    with pytest.raises(RuntimeError, match=r"network\.conv1\.weight"):
+        Classifier.from_pretrained(str(tmp_path))
+
+
 def test_the_hub_gets_the_same_files(trained, monkeypatch):
     uploaded = {}
 

@@ -174,6 +174,11 @@ class Classifier(
             raise CheckpointError(f"{file} holds weights of another network: {error}") from error
         return model.eval()
 
+    @classmethod
+    def _from_pretrained(cls, *, strict: bool = True, **options: Any) -> "Classifier":
+        # The mixin's default would leave what the file lacks at its initial values.
+        return super()._from_pretrained(strict=strict, **options)
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits of ``(N, C, H, W)`` pixels in 0..1."""
         return self.network((images - self.mean) / self.std)
