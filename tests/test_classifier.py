@@ -89,6 +89,15 @@ def test_a_saved_model_comes_back(trained, tmp_path):
         torch.testing.assert_close(back(images()), model(images()), rtol=0, atol=0)
 
 
+def test_arrays_and_ranges_are_saved_too(tmp_path):
+    mean, std = np.array([0.5, 0.25, 0.125], np.float32), torch.tensor([0.5, 0.25, 1.0])
+    model = Classifier({"name": "resnet20"}, policy_data("none"), range(4), np.array([3, 16, 16]), mean, std).eval()
+    model.save_pretrained(tmp_path)
+    back = Classifier.load(tmp_path)
+    assert back.classes == list("0123")
+    torch.testing.assert_close(back(images()), model(images()), rtol=0, atol=0)
+
+
 def test_a_saved_model_that_lacks_weights_is_damaged(trained, tmp_path):
     model = Classifier.load(trained[1])
     torch.nn.utils.parametrize.register_parametrization(model.network.conv1, "weight", torch.nn.Identity())

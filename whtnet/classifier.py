@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin
@@ -109,14 +109,18 @@ class Classifier(
         super().__init__()
         self.backbone, self.policy, self.share = dict(backbone), dict(policy), share
         self.classes = [str(name) for name in classes]
-        channels, height, width = input_size
+        channels, height, width = map(int, input_size)
         self.input_size = channels, height, width
         self.dataset = dict(dataset or {})
         self.training_facts = dict(training or {})
+        mean, std = ([float(value) for value in values] for values in (mean, std))
+        # The mixin saves what JSON has, and leaves out an array or a range.
+        plain = {"classes": self.classes, "input_size": self.input_size, "mean": mean, "std": std}
+        self._hub_mixin_config = {**cast("dict[str, Any]", self._hub_mixin_config), **plain}
         self.network = build_backbone(**without_weights(backbone), num_classes=len(self.classes))
         self.report = apply_policy_(self.network, Policy.from_dict(policy), self.input_size, share)
         for name, values in (("mean", mean), ("std", std)):
-            self.register_buffer(name, torch.tensor(list(values)).view(1, -1, 1, 1), persistent=False)
+            self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
 
     @classmethod
     def load(cls, source: str | Path) -> "Classifier":
