@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+import torch.nn.utils.prune
 import yaml
 from shipped import ROOT
 
@@ -150,6 +151,29 @@ def test_what_is_no_number_agrees_with_nothing():
     torch.nn.init.constant_(model[1].bias, float("inf"))
     with pytest.raises(ExportError, match="no finite numbers"):
         check(model, model, "a file")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(
+    ("export", "needs"),
+    [
+        (export_torch, "torch"),
+        (export_tflite, "ai_edge_litert"),
+        pytest.param(export_onnx, "onnxruntime", marks=pytest.mark.slow),
+    ],
+)
+def test_a_model_in_another_precision_is_exported_in_float32(tmp_path, export, needs, dtype):
+    pytest.importorskip(needs)
+    model = Small(torch.nn.Conv2d(3, 4, 1), FWHT2d(8), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()).to(dtype)
+    assert export(model, tmp_path / "model") < TOLERANCE
+    assert {p.dtype for p in model.parameters()} == {dtype}
+
+
+def test_a_pruned_model_has_products():
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), FWHT2d(8))
+    torch.nn.utils.prune.l1_unstructured(model[0], "weight", 0.5)
+    x = torch.rand(2, 3, 8, 8)
+    torch.testing.assert_close(as_products(model)(x), model(x))
 
 
 # --- TFLite ---

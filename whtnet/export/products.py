@@ -6,13 +6,13 @@ computed from the one of their size, which all layers share: a file holds it onc
 loads the file.
 """
 
-import copy
 import math
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from whtnet.export.checks import plain_copy
 from whtnet.kernels.reference import NORMS
 from whtnet.layers import BWHT1d, FWHT2d, HTPerceptron2d, SpectralLayer
 from whtnet.transforms import hadamard_matrix
@@ -23,12 +23,12 @@ of 16: its work grows with the square of the points, and is then more than the r
 
 
 def as_products(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` for inference that computes the same with the modules below.
+    """A copy of ``model`` for inference, in float32 on the CPU, that computes the same with the modules below.
 
     A layer over channels with several blocks, with more than 64 channels in one, or with its channels last, stays as it
     is: plain PyTorch, in products of up to 32 channels.
     """
-    model = copy.deepcopy(model).eval().requires_grad_(False)
+    model = plain_copy(model).requires_grad_(False)
     hadamard = Hadamard()
     for name, layer in list(model.named_modules()):
         products = _products(layer, hadamard)

@@ -6,9 +6,8 @@ from pathlib import Path
 import torch
 
 from whtnet.classifier import Classifier
-from whtnet.export.checks import check, example_images
+from whtnet.export.checks import check, example_images, plain_copy
 from whtnet.files import atomic_write
-from whtnet.modules import evaluation_mode
 
 
 def export_torch(model: Classifier, path: Path) -> float:
@@ -18,8 +17,7 @@ def export_torch(model: Classifier, path: Path) -> float:
         ExportError: if the difference is above 1e-4.
     """
     batch = torch.export.Dim("batch")
-    with evaluation_mode(model):
-        program = torch.export.export(model, (example_images(model, 2),), dynamic_shapes=({0: batch},))
+    program = torch.export.export(plain_copy(model), (example_images(model, 2),), dynamic_shapes=({0: batch},))
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
     buffer.seek(0)
