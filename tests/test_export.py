@@ -169,6 +169,24 @@ def test_a_model_in_another_precision_is_exported_in_float32(tmp_path, export, n
     assert {p.dtype for p in model.parameters()} == {dtype}
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda network: network.bn1.register_forward_hook(lambda *call: 2 * call[-1]), "differs"),
+        (
+            lambda network: setattr(network, "fc", torch.nn.Linear(64, 7)),
+            r"no longer what its settings build.*fc\.weight",
+        ),
+    ],
+)
+def test_a_network_that_its_settings_do_not_build_leaves_no_folder(tmp_path, change, words):
+    model = build("none")
+    change(model.network)
+    with pytest.raises(ExportError, match=f"(?s){words}"):
+        export_safetensors(model, tmp_path / "saved")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_pruned_model_has_products():
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), FWHT2d(8))
     torch.nn.utils.prune.l1_unstructured(model[0], "weight", 0.5)
