@@ -24,6 +24,7 @@ from whtnet.export import (
 )
 from whtnet.export.checks import check
 from whtnet.export.products import ChannelProducts, as_products
+from whtnet.fusion import fuse_for_inference
 from whtnet.layers import BWHT1d, FWHT2d, HTPerceptron2d, PreGAPFWHT2d, SpectralLayer
 
 LAYERS = {
@@ -117,6 +118,13 @@ def test_an_onnx_file_follows_its_parameters(tmp_path):
     assert nodes.count("MatMul") == 6 * 4 + 3 * 2  # two a direction at 32×32 and 16×16, one at 8×8
     assert nodes.count("Tanh") == nodes.count("Abs") == 11
     assert len(nodes) < 170
+
+
+def test_layers_that_are_finished_stay():
+    model = build("paper/resnet20")
+    x = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(as_products(fuse_for_inference(model))(x), model(x), atol=1e-4, rtol=1e-4)
 
 
 # --- every format ---

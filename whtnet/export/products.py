@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from whtnet.export.checks import plain_copy
+from whtnet.fusion import FinishedLayer
 from whtnet.kernels.reference import NORMS
 from whtnet.layers import BWHT1d, FWHT2d, HTPerceptron2d, SpectralLayer
 from whtnet.transforms import hadamard_matrix
@@ -26,14 +27,14 @@ def as_products(model: nn.Module) -> nn.Module:
     """A copy of ``model`` for inference, in float32 on the CPU, that computes the same with the modules below.
 
     A layer over channels with several blocks, with more than 64 channels in one, or with its channels last, stays as it
-    is: plain PyTorch, in products of up to 32 channels.
+    is: plain PyTorch, in products of up to 32 channels. So does one that :func:`whtnet.fuse_for_inference` finished.
     """
     model = plain_copy(model).requires_grad_(False)
     hadamard = Hadamard()
     for name, layer in list(model.named_modules()):
+        parent, _, child = name.rpartition(".")
         products = _products(layer, hadamard)
-        if products is not None:
-            parent, _, child = name.rpartition(".")
+        if products is not None and not isinstance(model.get_submodule(parent), FinishedLayer):
             setattr(model.get_submodule(parent), child, products)
     return model
 
