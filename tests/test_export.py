@@ -257,6 +257,15 @@ def test_tflite_names_what_it_lacks(tflite):
             tflite(torch.nn.Sequential(module), torch.randn(1, 4, 9, 9))
 
 
+def test_tflite_names_a_function_that_it_lacks(tflite):
+    class Pooled(torch.nn.Module):
+        def forward(self, x):
+            return torch.nn.functional.adaptive_avg_pool2d(x, 1)
+
+    with pytest.raises(ExportError, match="the function adaptive_avg_pool2d has no counterpart"):
+        tflite(Pooled(), torch.randn(1, 4, 9, 9))
+
+
 def test_a_missing_runtime_is_named_with_its_remedy(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ExportError, match="pip install ai-edge-litert flatbuffers"):

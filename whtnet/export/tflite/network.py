@@ -116,7 +116,8 @@ class _Lowering:
             return self._activate(node, _ACTIVATIONS[node.target])
         if node.target in (torch.flatten, "flatten"):
             return self._flatten(node)
-        raise ExportError(f"TFLite: {node.target} has no counterpart here")
+        name = getattr(node.target, "__name__", node.target)
+        raise ExportError(f"TFLite: the function {name} has no counterpart here")
 
     def _flatten(self, node: torch.fx.Node) -> int:
         x = self._values[_operand(node)]
