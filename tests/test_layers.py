@@ -738,6 +738,12 @@ def test_spectral_parameter_names_are_those_of_parameters_when_they_are_computed
     assert names | {"1.convs.0.weight"} == {name for name, _ in model.named_parameters()}
 
 
+def test_a_shared_spectral_parameter_is_named_once():
+    model = nn.Sequential(FWHT2d(4), FWHT2d(4))
+    model[1].threshold = model[0].threshold
+    assert spectral_parameter_names(model) == {"0.threshold", "0.weight", "1.weight"}
+
+
 @pytest.mark.parametrize(
     ("layer", "settings"),
     [

@@ -126,16 +126,17 @@ def spectral_parameter_names(model: nn.Module) -> set[str]:
     """Fully qualified names of the thresholds and transform-domain weights of all layers of this package in ``model``.
 
     Of a parametrized or pruned one, the names of the parameters that it is computed from (``….original``, ``…_orig``).
-    An optimiser can exempt them from weight decay with it; timm's ``param_groups_weight_decay`` takes it as
-    ``no_weight_decay_list``.
+    A shared one has the one name that it has in ``model.named_parameters()``. An optimiser can exempt them from weight
+    decay with it; timm's ``param_groups_weight_decay`` takes it as ``no_weight_decay_list``.
     """
-    return {
-        f"{prefix}.{name}" if prefix else name
-        for prefix, module in model.named_modules()
-        if isinstance(module, SpectralLayer)
-        for name, _ in module.named_parameters()
-        if re.fullmatch(rf"(parametrizations\.)?({'|'.join(module.spectral_parameters)})([._].+)?", name)
+    spectral = {
+        id(parameter)
+        for layer in model.modules()
+        if isinstance(layer, SpectralLayer)
+        for name, parameter in layer.named_parameters()
+        if re.fullmatch(rf"(parametrizations\.)?({'|'.join(layer.spectral_parameters)})([._].+)?", name)
     }
+    return {name for name, parameter in model.named_parameters() if id(parameter) in spectral}
 
 
 def additions(n: int) -> int:
