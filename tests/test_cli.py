@@ -256,7 +256,7 @@ def test_update_measures_what_is_committed_only(reproduce, tmp_path, monkeypatch
     monkeypatch.setattr(table_command, "local_changes", lambda folder: changed if folder == tmp_path else [])
     with pytest.raises(SystemExit):
         reproduce("--update")
-    assert "a.py, b.py, c.py and 1 more differ from it: commit first" in capsys.readouterr().err.replace("\n", " ")
+    assert "a.py, b.py, c.py, … (4) differ from it: commit first" in capsys.readouterr().err.replace("\n", " ")
     assert not (tmp_path / "results").exists()
     with pytest.raises(SystemExit):
         reproduce("--update", "--no-training")

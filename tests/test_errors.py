@@ -14,7 +14,7 @@ from whtnet.errors import UserError, did_you_mean, limits_told
         ("fwht", ["fwht2021/540k", "paper"], "did you mean fwht2021/540k?"),
         ("zzz", ["b", "a"], "there are a, b"),
         ("", ["b", "a"], "there are a, b"),
-        ("zzz", [f"{n:02}" for n in range(30)], f"there are {', '.join(f'{n:02}' for n in range(12))}, … (30 in all)"),
+        ("zzz", [f"{n:02}" for n in range(30)], f"there are {', '.join(f'{n:02}' for n in range(12))}, … (30)"),
         ("zzz", [], "there are none"),
     ],
 )

@@ -10,7 +10,7 @@ import functools
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 _SHOWN = 12
@@ -74,6 +74,19 @@ def warnings_told(tell: Callable[[str], None]) -> Iterator[None]:
         yield
 
 
+def few(names: Sequence[str], write: Callable[[str], str] = str, *, most: int = 5, separator: str = ", ") -> str:
+    """The first names of a list, and how many there are: ``a, b, c, d, e, … (12)``.
+
+    Args:
+        names: of the list.
+        write: makes a text of a name.
+        most: names that are shown.
+        separator: between them.
+    """
+    rest = f"… ({len(names):,})"
+    return separator.join([*map(write, names[:most]), *([rest] if len(names) > most else [])])
+
+
 def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
     """What to add to the message about a name that there is not.
 
@@ -90,8 +103,7 @@ def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
     near = [name for name in near if _ratio(word, name) > _ratio(word, near[0]) - 0.1]
     if near := near or [name for name in known if word and word in name][:3]:
         return f"did you mean {' or '.join(prefix + name for name in near)}?"
-    rest = f", … ({len(known)} in all)" if len(known) > _SHOWN else ""
-    return f"there are {', '.join(prefix + name for name in known[:_SHOWN])}{rest}" if known else "there are none"
+    return f"there are {few(known, lambda name: prefix + name, most=_SHOWN)}" if known else "there are none"
 
 
 def _ratio(word: str, name: str) -> float:

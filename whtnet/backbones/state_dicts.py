@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from whtnet.backbones.errors import BackboneError
+from whtnet.errors import few
 
 _WRAPPERS = ("state_dict", "model")  # keys of checkpoints that hold more than a state dict
 _SHOWN = 3
@@ -60,5 +61,4 @@ def check_state_dict(what: str, weights: Mapping[str, Tensor], wanted: Mapping[s
         if name in wanted and wanted[name].shape != value.shape
     ]
     if problems:
-        more = f", and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        raise BackboneError(f"{what}: it {'; '.join(problems[:_SHOWN])}{more}")
+        raise BackboneError(f"{what}: it {few(problems, most=_SHOWN, separator='; ')}")

@@ -8,8 +8,7 @@ import torch
 from whtnet.classifier import Classifier
 from whtnet.commands.compose import compose_alone
 from whtnet.data import DatasetError, Loaders, load_dataset
-from whtnet.data.places import few
-from whtnet.errors import UserError
+from whtnet.errors import UserError, few
 
 
 def load_data(model: Classifier, overrides: Sequence[str], batch_size: int, device: torch.device) -> Loaders:

@@ -8,7 +8,7 @@ from whtnet.commands.compose import compose_config
 from whtnet.commands.measuring import MEASURE, Folders, asked_runs, trained_run
 from whtnet.commands.places import PLACE, ROOT
 from whtnet.console import console, exit_on_user_error
-from whtnet.errors import UserError
+from whtnet.errors import UserError, few
 from whtnet.extensions import trust_typed
 from whtnet.jobs import JobError
 from whtnet.records import local_changes
@@ -91,10 +91,9 @@ def _check_use(specs: Sequence[TableSpec], arguments: argparse.Namespace) -> Non
 def _check_committed(root: Path) -> None:
     """See whether the code is that of a commit: else nobody could repeat what the project would publish."""
     if changed := local_changes(root):
-        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise UserError(
-            f"--update names the commit of what it measures, and {', '.join(changed[:3])}{more} differ from it: "
-            "commit first, or leave --update out"
+            f"--update names the commit of what it measures, and {few(changed, most=3)} differ from it: commit first, "
+            "or leave --update out"
         )
 
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from whtnet.data.errors import DatasetError
 from whtnet.data.loaders import FileLoader, Loader, Loaders, MemoryLoader
-from whtnet.data.places import few
 from whtnet.data.sources import read_source
 from whtnet.data.splits import Files, Split, Triple, stratified_split
+from whtnet.errors import few
 from whtnet.settings import check_arguments
 
 

@@ -8,7 +8,7 @@ import os
 import shlex
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import torch
 from whtnet.data.errors import DatasetError, DatasetNotFoundError
 from whtnet.data.folders import OUTSIDE, Listing, list_images
 from whtnet.data.splits import Files, Split
-from whtnet.errors import warn_caller
+from whtnet.errors import few, warn_caller
 
 ALL_VALIDATION = ("validation", "val", "valid", "eval")
 
@@ -181,11 +181,6 @@ def open_folders(
         labels = torch.tensor([number[listing.classes[label]] for label in listing.labels])
         splits.append(Split(Files(listing, size), labels))
     return train.classes, splits
-
-
-def few(names: Sequence[str], write: Callable[[str], str] = str) -> str:
-    """The first names of a list, and how many there are."""
-    return ", ".join(map(write, names[:5])) + (f", … ({len(names):,})" if len(names) > 5 else "")
 
 
 def _untested(train: Listing, test: Listing) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from whtnet.cost import Cost, count_cost, count_parameters, meta_copy, meta_probe
+from whtnet.errors import few
 from whtnet.policy.builders import build_layer, check_options
 from whtnet.policy.choosing import choose_sites
 from whtnet.policy.models import check_model, check_sites, unchanged_on_error
@@ -115,8 +116,7 @@ def _fails(model: nn.Module, input_size: tuple[int, int, int], change: _Change) 
 
 
 def _described(changes: Sequence[_Change]) -> str:
-    shown = ", ".join(f"{site.name} ({rule.replace})" for site, rule, _ in changes[:3])
-    return shown + (f", … {len(changes) - 3} more" if len(changes) > 3 else "")
+    return few([f"{site.name} ({rule.replace})" for site, rule, _ in changes], most=3)
 
 
 def _put(model: nn.Module, site: Site, layer: nn.Module) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from whtnet.errors import few
 from whtnet.policy.rules import KEEP, Policy, PolicyError, Rule, select_blocks
 from whtnet.policy.sites import Site, SiteMap
 
@@ -68,5 +69,4 @@ def _why_nothing(rule: Rule, same_kind: list[Site], found: SiteMap) -> str:
 
 
 def _names(sites: list[Site]) -> str:
-    names = [site.name for site in sites]
-    return ", ".join(names[:6]) + (f", … {len(names) - 6} more" if len(names) > 6 else "")
+    return few([site.name for site in sites], most=6)
