@@ -7,9 +7,9 @@ import argparse
 from typing import Any
 
 from whtnet.commands.compose import compose_config
-from whtnet.commands.places import ROOT
 from whtnet.console import console, exit_on_user_error
 from whtnet.errors import UserError
+from whtnet.shipped import ROOT
 from whtnet.tables import load_spec, table_names
 
 EXPERIMENTS = ROOT / "experiments"

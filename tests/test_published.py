@@ -5,7 +5,6 @@ import timm
 import torch
 from shipped import SHIPPED, compose_config
 
-from whtnet import classifier as classifier_module
 from whtnet.backbones import BackboneError, weights
 from whtnet.classifier import Classifier
 from whtnet.errors import UserError
@@ -30,7 +29,6 @@ def trained(tmp_path_factory):
 def publish(trained, scripts, tmp_path, monkeypatch):
     folder, record = trained
     monkeypatch.setattr(weights, "PUBLISHED", tmp_path / "weights")
-    monkeypatch.setattr(classifier_module, "PUBLISHED", tmp_path / "weights")
 
     def call(*, recorded=True, source=folder):
         if recorded:

@@ -11,11 +11,11 @@ from PIL import Image
 from whtnet import cli, commands
 from whtnet.classifier import Classifier
 from whtnet.commands.compose import compose_config
-from whtnet.commands.places import ROOT
 from whtnet.data import DatasetError, DatasetNotFoundError, load_dataset
 from whtnet.engine import CheckpointError, load_checkpoint
 from whtnet.errors import UserError
 from whtnet.settings import ConfigError
+from whtnet.shipped import ROOT
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from whtnet.backbones import build_backbone, without_weights
-from whtnet.backbones.weights import PUBLISHED, load_weights_, published_settings
+from whtnet.backbones.weights import find_published, load_weights_, published_settings
 from whtnet.data.pixels import to_rgb
 from whtnet.data.splits import eval_transform
 from whtnet.engine import CHECKPOINT, CheckpointError, load_checkpoint
@@ -135,8 +135,8 @@ class Classifier(
         """
         path = Path(source)
         file = path / CHECKPOINT if (path / CHECKPOINT).exists() else path
-        if not path.exists() and (PUBLISHED / f"{source}.safetensors").is_file():
-            file = PUBLISHED / f"{source}.safetensors"
+        if not path.exists() and (published := find_published(str(source))) is not None:
+            file = published
         if file.suffix == ".safetensors" and file.is_file():
             model = cls(**published_settings(file))
             load_weights_(model.network, str(file))

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from whtnet.backbones.errors import BackboneError
 from whtnet.backbones.state_dicts import check_state_dict, read_state_dict
+from whtnet.shipped import ROOT
 
-_PACKAGE = Path(__file__).resolve().parents[1]
-PUBLISHED = (_PACKAGE if (_PACKAGE / "results").is_dir() else _PACKAGE.parent) / "results" / "weights"
+PUBLISHED = ROOT / "results" / "weights"
 """The trained networks that the project publishes, ``NAME.safetensors`` with a card each."""
 
 LITE0 = "efficientnet-lite0"

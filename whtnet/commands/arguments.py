@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from whtnet.commands.places import PLACE, ROOT
 from whtnet.errors import did_you_mean
 from whtnet.files import FileError, check_writable
+from whtnet.shipped import PLACE, ROOT
 
 FORMATS = ("onnx", "int8", "tflite", "aoti", "torch", "safetensors")
 

@@ -7,10 +7,10 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from whtnet.commands.places import ROOT
 from whtnet.errors import UserError
 from whtnet.overrides import as_text, check_words, explain, plain
 from whtnet.searchpath import register_backbones
+from whtnet.shipped import ROOT
 
 
 def compose_config(overrides: Sequence[str], config_name: str = "config") -> dict[str, Any]:

@@ -45,7 +45,7 @@ class Folders:
     """Where things are.
 
     Attributes:
-        root: of the project, see :mod:`whtnet.commands.places`.
+        root: of the project, see :mod:`whtnet.shipped`.
         place: of what is made now, likewise.
         update: whether the reference itself is made.
         identities: of the runs that the tables' rows ask for.

@@ -3,10 +3,10 @@
 import argparse
 
 from whtnet.commands.compose import compose_config
-from whtnet.commands.places import PLACE, ROOT
 from whtnet.console import console, exit_on_user_error
 from whtnet.files import atomic_write
 from whtnet.report import build_report
+from whtnet.shipped import PLACE, ROOT
 from whtnet.tables import Identities, Results
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from whtnet.commands.compose import compose_config
 from whtnet.commands.measuring import MEASURE, Folders, asked_runs, trained_run
-from whtnet.commands.places import PLACE, ROOT
 from whtnet.console import console, exit_on_user_error
 from whtnet.errors import UserError, few
 from whtnet.extensions import trust_typed
 from whtnet.jobs import JobError
 from whtnet.records import local_changes
+from whtnet.shipped import PLACE, ROOT
 from whtnet.tables import (
     Asked,
     Identities,

@@ -17,11 +17,11 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from whtnet.commands.arguments import usage_error
-from whtnet.commands.places import ROOT
 from whtnet.errors import JobFailedError, UserError, limits_told, warnings_told
 from whtnet.extensions import trust_typed
 from whtnet.overrides import as_text, check_words, explain, plain
 from whtnet.searchpath import register_backbones
+from whtnet.shipped import ROOT
 from whtnet.sweeps import register_sweeper, title_of_job
 
 

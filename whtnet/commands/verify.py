@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterable
 
 from whtnet.commands.compose import backbone_settings, compose_config
-from whtnet.commands.places import ROOT
 from whtnet.console import ProgressView, console, exit_on_user_error
+from whtnet.shipped import ROOT
 from whtnet.tables import Identities, Results, pages
 from whtnet.verification import (
     FAILED,

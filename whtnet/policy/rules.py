@@ -15,12 +15,14 @@ from torch import nn
 
 from whtnet.errors import UserError, did_you_mean, warn_caller
 from whtnet.files import FileError, read_yaml
+from whtnet.shipped import ROOT
 
 SITE_KINDS = ("conv1x1", "conv3x3", "depthwise3x3", "squeeze_excite", "before_gap")
 PARTS = ("stem", "blocks", "between", "head")
 KEEP = "keep"
 FRACTION = "fraction"  # in a rule's ``blocks``: as the policy's ``fraction`` says
 MOST_BLOCKS = 10_000  # of any network
+_SHIPPED = ROOT / "configs" / "policy"
 _POLICY_KEYS = ("name", "rules", "include", "architectures", "fraction", "options")
 _WHERE_KEYS = ("name", "part", "blocks", "stages", "nth", "stride")
 
@@ -242,7 +244,7 @@ def _policy_data(name_or_path: str | Path) -> Any:
         return renamed
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
-        path = _shipped_folder() / f"{name_or_path}.yaml"
+        path = _SHIPPED / f"{name_or_path}.yaml"
     if not path.is_file():
         raise PolicyError(_no_policy(str(name_or_path)))
     try:
@@ -272,8 +274,7 @@ def _no_policy(name: str) -> str:
 
 def shipped_policies() -> list[str]:
     """Names of the policies that come with the package, in alphabetical order."""
-    folder = _shipped_folder()
-    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+    return sorted(path.relative_to(_SHIPPED).with_suffix("").as_posix() for path in _SHIPPED.rglob("*.yaml"))
 
 
 def select_blocks(spec: Any, count: int, origin: str) -> Collection[int]:
@@ -300,13 +301,6 @@ def select_blocks(spec: Any, count: int, origin: str) -> Collection[int]:
         there = f"the model has blocks 1 to {count}" if count < MOST_BLOCKS else f"give numbers from 1 to {MOST_BLOCKS}"
         raise PolicyError(f"{origin}: no blocks {beyond}; {there}")
     return numbers
-
-
-def _shipped_folder() -> Path:
-    # In a checkout the configurations are at the top level; a wheel carries them inside the package.
-    package = Path(__file__).resolve().parent.parent
-    inside = package / "configs"
-    return (inside if inside.is_dir() else package.parent / "configs") / "policy"
 
 
 def _read_rules(data: Any, origin: str) -> tuple[Rule, ...]:
