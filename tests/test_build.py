@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 import whtnet
-from whtnet.kernels import build, cpu, places
+from whtnet import private_folders
+from whtnet.kernels import build, cpu
 from whtnet.kernels.lazy import KernelError
 
 GXX = shutil.which("g++")
@@ -163,23 +164,23 @@ def test_links_do_not_lead_astray(tmp_path):
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
     (tmp_path / "link").symlink_to(tmp_path / "open")
-    with pytest.raises(places.PlaceError, match="open can be written"):
-        places.check_private(tmp_path / "link")
+    with pytest.raises(private_folders.PlaceError, match="open can be written"):
+        private_folders.check_private(tmp_path / "link")
 
 
 def test_a_group_of_one_may_write(tmp_path, monkeypatch):
     class Entry:
         pw_name, gr_name, gr_mem = "me", "me", ()
 
-    monkeypatch.setattr(places.pwd, "getpwuid", lambda _: Entry)
-    monkeypatch.setattr(places.grp, "getgrgid", lambda _: Entry)
+    monkeypatch.setattr(private_folders.pwd, "getpwuid", lambda _: Entry)
+    monkeypatch.setattr(private_folders.grp, "getgrgid", lambda _: Entry)
     tmp_path.chmod(0o770)
-    assert places.check_private(tmp_path) == tmp_path.resolve()
+    assert private_folders.check_private(tmp_path) == tmp_path.resolve()
     for name, members in [("users", ()), ("me", ("me", "you"))]:
         monkeypatch.setattr(Entry, "gr_name", name)
         monkeypatch.setattr(Entry, "gr_mem", members)
-        with pytest.raises(places.PlaceError, match="other users"):
-            places.check_private(tmp_path)
+        with pytest.raises(private_folders.PlaceError, match="other users"):
+            private_folders.check_private(tmp_path)
 
 
 @needs_compiler
@@ -196,13 +197,13 @@ def test_the_next_folder_serves_where_the_first_cannot(place, compiler, monkeypa
 def test_folders_that_would_be_others_in_every_working_folder_are_no_caches(place, monkeypatch, tmp_path, variable):
     monkeypatch.delenv("TORCH_EXTENSIONS_DIR")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert places.cache_folders() == [tmp_path / ".cache" / "whtnet"]
+    assert private_folders.cache_folders() == [tmp_path / ".cache" / "whtnet"]
     monkeypatch.setenv(variable, "here")
     at_home = None if variable == "HOME" else tmp_path / ".cache"
-    assert places.cache_home() == at_home
-    assert places.cache_folders() == ([at_home / "whtnet"] if at_home else [])
+    assert private_folders.cache_home() == at_home
+    assert private_folders.cache_folders() == ([at_home / "whtnet"] if at_home else [])
     monkeypatch.setenv(variable, str(tmp_path / "there"))
-    assert any(folder.is_relative_to(tmp_path / "there") for folder in places.cache_folders())
+    assert any(folder.is_relative_to(tmp_path / "there") for folder in private_folders.cache_folders())
 
 
 @needs_compiler

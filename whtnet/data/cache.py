@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from whtnet.files import FileError, atomic_write, locked
-from whtnet.kernels.places import PlaceError, cache_home, check_private, make_private
+from whtnet.private_folders import PlaceError, cache_home, check_private, make_private
 
 Arrays = Mapping[str, np.ndarray]
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from whtnet.errors import UserError, warn_caller
 from whtnet.files import atomic_write, locked
 from whtnet.kernels.lazy import KernelError
-from whtnet.kernels.places import PlaceError, cache_folders, check_private, make_private
+from whtnet.private_folders import PlaceError, cache_folders, check_private, make_private
 
 SOURCE = Path(__file__).parent / "csrc" / "spectral.cpp"
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-fno-math-errno", "-fno-trapping-math")
@@ -31,7 +31,7 @@ _TIMEOUT = 600  # seconds
 
 
 def load_library() -> ctypes.CDLL:
-    """The compiled kernel, from a cache where it is there (:func:`~whtnet.kernels.places.cache_folders`).
+    """The compiled kernel, from a cache where it is there (:func:`~whtnet.private_folders.cache_folders`).
 
     Where no cache can be used, the kernel is compiled for this process alone, and a warning says why.
 

@@ -1,4 +1,4 @@
-"""Where compiled kernels are kept: folders whose content nobody but this user and root can change.
+"""Folders of a user alone, for what is kept from one start to the next: compiled kernels, decoded images.
 
 A library runs with all rights of the process that loads it. It is therefore neither taken from nor put into a folder
 that another user owns or can write, nor one below such a folder.
