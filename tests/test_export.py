@@ -250,6 +250,17 @@ def test_tflite_mobilenet_parts(tflite):
         torch.testing.assert_close(tflite(model, x), model(x), atol=1e-5, rtol=1e-4)
 
 
+def test_tflite_takes_batch_norms_without_parameters(tflite):
+    nn = torch.nn
+    model = nn.Sequential(nn.BatchNorm2d(3, affine=False), nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8, affine=False)).eval()
+    for norm in (model[0], model[2]):
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    x = torch.randn(2, 3, 9, 9)
+    with torch.no_grad():
+        torch.testing.assert_close(tflite(model, x), model(x), atol=1e-5, rtol=1e-4)
+
+
 def test_tflite_names_what_it_lacks(tflite):
     norm = torch.nn.BatchNorm2d(4, track_running_stats=False)
     for module in (torch.nn.GELU(), torch.nn.Conv2d(4, 4, 3, dilation=2), FWHT2d(9, stride=2), BWHT1d(4, 128), norm):

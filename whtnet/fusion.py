@@ -55,7 +55,7 @@ class FinishedLayer(FxLeaf):
     def __init__(self, layer: _Layer, norm: _BatchNorm, bounds: tuple[float, float] = UNBOUNDED) -> None:
         super().__init__()
         self.layer, self.bounds = layer, bounds
-        scale, shift = _scale_and_shift(norm)
+        scale, shift = scale_and_shift(norm)
         self.register_buffer("scale", scale)
         self.register_buffer("shift", shift)
 
@@ -73,7 +73,8 @@ class FinishedLayer(FxLeaf):
         return "" if self.bounds == UNBOUNDED else f"bounds={self.bounds}"
 
 
-def _scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+def scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """What a batch norm with running statistics multiplies with and adds in evaluation mode, ``(C,)`` each."""
     mean, variance = norm.running_mean, norm.running_var
     assert mean is not None
     assert variance is not None
@@ -174,7 +175,7 @@ def _has_hooks(module: nn.Module) -> bool:
 def _fold(network: fx.GraphModule, node: fx.Node) -> None:
     # The batch norm at `node` into what is before it, where that is possible.
     norm, source = cast(_BatchNorm, network.get_submodule(str(node.target))), node.all_input_nodes[0]
-    if _only_user(source) is not node or _is_reused(network, source):
+    if only_user(source) is not node or _is_reused(network, source):
         return
     before = _module(network, source)
     if before is None or norm.running_mean is None:
@@ -195,7 +196,7 @@ def _finish(network: fx.GraphModule, source: fx.Node, node: fx.Node, layer: _Lay
     chain, residual = [source, node], _residual(source, node)
     if residual is not None:
         chain.extend(node.users)
-    bounds, follower = UNBOUNDED, _only_user(chain[-1])
+    bounds, follower = UNBOUNDED, only_user(chain[-1])
     if follower is not None and (key := _operation(network, follower)) in _BOUNDS:
         bounds = _BOUNDS[key]
         chain.append(follower)
@@ -208,7 +209,7 @@ def _finish(network: fx.GraphModule, source: fx.Node, node: fx.Node, layer: _Lay
 
 def _residual(source: fx.Node, node: fx.Node) -> fx.Node | None:
     # What is added to the result of the batch norm at `node`, which follows the layer at `source`.
-    follower = _only_user(node)
+    follower = only_user(node)
     if follower is None or follower.op == "call_module" or follower.target not in _ADDITIONS:
         return None
     if follower.kwargs or len(set(follower.args)) != 2:
@@ -225,7 +226,8 @@ def _operation(network: fx.GraphModule, node: fx.Node) -> Callable | type | str:
     return type(_module(network, node)) if node.op == "call_module" else node.target
 
 
-def _only_user(node: fx.Node) -> fx.Node | None:
+def only_user(node: fx.Node) -> fx.Node | None:
+    """The node that takes the result of ``node``; None if there are several, or none."""
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 

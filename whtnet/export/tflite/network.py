@@ -13,6 +13,7 @@ from whtnet.export.checks import ExportError
 from whtnet.export.products import ChannelProducts, MapProducts, PerceptronProducts
 from whtnet.export.tflite import layers
 from whtnet.export.tflite.graph import RELU, RELU6, SAME, VALID, Graph
+from whtnet.fusion import only_user, scale_and_shift
 
 _LAYERS: dict[type[nn.Module], Callable[[Graph, int, Any], int]] = {
     MapProducts: layers.maps,
@@ -140,14 +141,14 @@ class _Lowering:
     def _activate(self, node: torch.fx.Node, activation: int) -> int:
         x = self._values[_operand(node)]
         holders = [other for other, value in self._values.items() if isinstance(value, int) and value == x]
-        if holders == [_operand(node)] and _only_user(holders[0]) and self.graph.fuse(x, activation):
+        if holders == [_operand(node)] and only_user(holders[0]) and self.graph.fuse(x, activation):
             return x
         return layers.elementwise(self.graph, "RELU" if activation == RELU else "RELU6", x)
 
     def _convolution(self, node: torch.fx.Node, module: nn.Conv2d) -> int:
         g, x = self.graph, self._values[_operand(node)]
         kernel, bias = module.weight, module.bias
-        norm = _only_user(node)
+        norm = only_user(node)
         if norm is not None and isinstance(norm := self._modules.get(str(norm.target)), nn.BatchNorm2d):
             scale, shift = _affine(norm)
             kernel = kernel * scale.view(-1, 1, 1, 1)
@@ -170,7 +171,7 @@ class _Lowering:
 
     def _norm(self, node: torch.fx.Node, x: int, module: nn.BatchNorm2d) -> int:
         before = _operand(node)
-        if isinstance(self._modules.get(str(before.target)), nn.Conv2d) and _only_user(before) is node:
+        if isinstance(self._modules.get(str(before.target)), nn.Conv2d) and only_user(before) is node:
             return self._values.pop(before)
         scale, shift = _affine(module)
         scaled = layers.elementwise(self.graph, "MUL", x, self.graph.constant(scale.numpy()))
@@ -180,17 +181,12 @@ class _Lowering:
 def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     if norm.running_mean is None or norm.running_var is None:
         raise ExportError("TFLite: a batch norm without running statistics has no counterpart here")
-    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-    return scale, norm.bias - norm.running_mean * scale
+    return scale_and_shift(norm)
 
 
 def _operand(node: torch.fx.Node) -> torch.fx.Node:
     """What a node takes first."""
     return node.all_input_nodes[0]
-
-
-def _only_user(node: torch.fx.Node) -> torch.fx.Node | None:
-    return next(iter(node.users)) if len(node.users) == 1 else None
 
 
 def _size(shape: tuple[int, ...]) -> int:
