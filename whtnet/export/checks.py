@@ -59,15 +59,20 @@ def check(model: Classifier, exported: Callable[[Tensor], Tensor], what: str) ->
     return difference
 
 
+def missing(packages: str) -> list[str]:
+    """Those of the packages, named as pip names them and with spaces between, that are not installed."""
+    names = packages.replace("-", "_").split()
+    return [name for name in names if importlib.util.find_spec(name) is None]
+
+
 def require(packages: str) -> None:
-    """Fail unless these packages, named as pip names them, are installed.
+    """Fail unless these packages, see :func:`missing`, are installed.
 
     Raises:
         ExportError: with the command that installs them.
     """
-    names = packages.replace("-", "_").split()
-    if missing := [name for name in names if importlib.util.find_spec(name) is None]:
-        raise ExportError(f"{', '.join(missing)} missing: pip install {packages}")
+    if lacking := missing(packages):
+        raise ExportError(f"{', '.join(lacking)} missing: pip install {packages}")
 
 
 @contextlib.contextmanager

@@ -1,6 +1,5 @@
 """The programs that run exported networks, each with how a file is made for it and loaded."""
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from whtnet.classifier import Classifier
+from whtnet.export.checks import missing
 from whtnet.export.compiled import export_aoti, load_aoti
 from whtnet.export.onnx_file import PACKAGES as ONNX_PACKAGES
 from whtnet.export.onnx_file import export_onnx, onnx_session, profile_onnx, run_onnx
@@ -39,8 +39,7 @@ class Runtime:
 
     def missing(self) -> list[str]:
         """Packages that are not installed."""
-        names = self.packages.replace("-", "_").split()
-        return [name for name in names if importlib.util.find_spec(name) is None]
+        return missing(self.packages)
 
 
 def _load_onnx(path: Path, threads: int) -> Call:

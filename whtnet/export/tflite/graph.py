@@ -23,7 +23,7 @@ class Graph:
         self._tensors: list[Any] = []
         self._buffers: list[Any] = [self._schema.BufferT()]  # the first one is empty, for what is no constant
         self._operators: list[Any] = []
-        self._codes: dict[tuple[int, str | None], int] = {}
+        self._codes: dict[int, int] = {}  # place of a builtin operator in the file's list of those used
         self._constants: dict[tuple[str, tuple[int, ...], bytes], int] = {}
         self.input = self._tensor("images", tuple(shape))
 
@@ -60,7 +60,7 @@ class Graph:
         Returns:
             Its output.
         """
-        operator = self._operator(getattr(self._schema.BuiltinOperator, name), None, inputs, shape)
+        operator = self._operator(getattr(self._schema.BuiltinOperator, name), inputs, shape)
         if options is not None:
             operator.builtinOptionsType = getattr(self._schema.BuiltinOptions, options)
             operator.builtinOptions = getattr(self._schema, f"{options}T")()
@@ -92,22 +92,22 @@ class Graph:
         graph.inputs, graph.outputs = [self.input], [output]
         self._tensors[output].name = "logits"
         model.version, model.description, model.subgraphs, model.buffers = 3, "whtnet", [graph], self._buffers
-        model.operatorCodes = [self._code(*key) for key in self._codes]
+        model.operatorCodes = [self._code(builtin) for builtin in self._codes]
         builder = flatbuffers.Builder(1 << 20)
         builder.Finish(model.Pack(builder), b"TFL3")
         return bytes(builder.Output())
 
-    def _operator(self, builtin: int, custom: str | None, inputs: Sequence[int], shape: Sequence[int]) -> Any:
+    def _operator(self, builtin: int, inputs: Sequence[int], shape: Sequence[int]) -> Any:
         operator = self._schema.OperatorT()
-        operator.opcodeIndex = self._codes.setdefault((builtin, custom), len(self._codes))
+        operator.opcodeIndex = self._codes.setdefault(builtin, len(self._codes))
         operator.inputs = list(inputs)
         operator.outputs = [self._tensor(f"tensor_{len(self._tensors)}", tuple(shape))]
         self._operators.append(operator)
         return operator
 
-    def _code(self, builtin: int, custom: str | None) -> Any:
+    def _code(self, builtin: int) -> Any:
         code = self._schema.OperatorCodeT()
-        code.builtinCode, code.customCode, code.version = builtin, custom, 1
+        code.builtinCode, code.version = builtin, 1
         code.deprecatedBuiltinCode = min(builtin, 127)
         return code
 

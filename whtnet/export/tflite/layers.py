@@ -11,7 +11,7 @@ from torch import Tensor
 
 from whtnet.export.checks import ExportError
 from whtnet.export.products import ChannelProducts, MapProducts, MapTransform, PerceptronProducts, Threshold
-from whtnet.export.tflite.graph import VALID, Graph
+from whtnet.export.tflite.graph import SAME, VALID, Graph
 
 
 def convolution(
@@ -31,15 +31,13 @@ def convolution(
         for size, w, s in zip((height, width), window, stride, strict=True)
     ]
     bias = torch.zeros(k) if bias is None else bias
+    weight = kernel.permute((0, 2, 3, 1) if groups == 1 else (1, 2, 3, 0))
+    inputs, shape = [x, g.constant(weight.numpy()), g.constant(bias.numpy())], (n, *sizes, k)
     options = {"padding": padding, "strideH": stride[0], "strideW": stride[1]}
     if groups == 1:
-        weight = g.constant(kernel.permute(0, 2, 3, 1).numpy())
-        return g.add("CONV_2D", [x, weight, g.constant(bias.numpy())], (n, *sizes, k), "Conv2DOptions", **options)
-    weight = g.constant(kernel.permute(1, 2, 3, 0).numpy())
-    inputs = [x, weight, g.constant(bias.numpy())]
-    shape = (n, *sizes, k)
-    multiplier = k // groups
-    return g.add("DEPTHWISE_CONV_2D", inputs, shape, "DepthwiseConv2DOptions", depthMultiplier=multiplier, **options)
+        return g.add("CONV_2D", inputs, shape, "Conv2DOptions", **options)
+    options["depthMultiplier"] = k // groups
+    return g.add("DEPTHWISE_CONV_2D", inputs, shape, "DepthwiseConv2DOptions", **options)
 
 
 def pointwise(g: Graph, x: int, kernel: Tensor, stride: int = 1) -> int:
@@ -134,7 +132,7 @@ def _product(g: Graph, matrix: Tensor, x: int) -> int:
 
 def _average_pool(g: Graph, x: int, stride: int) -> int:
     n, height, width, c = g.shape(x)
-    options = {"padding": 0, "strideH": stride, "strideW": stride, "filterHeight": stride, "filterWidth": stride}
+    options = {"padding": SAME, "strideH": stride, "strideW": stride, "filterHeight": stride, "filterWidth": stride}
     if height % stride or width % stride:
         raise ExportError(f"TFLite can't pool a {height}×{width} map over squares of {stride}, which don't divide it")
     return g.add("AVERAGE_POOL_2D", [x], (n, height // stride, width // stride, c), "Pool2DOptions", **options)
