@@ -2,7 +2,7 @@
 
 ONNX, ONNX with 8-bit convolutions, TFLite, AOTInductor, torch.export, safetensors. All take ``(N, C, H, W)`` float32
 pixels in 0..1 (TFLite ``(N, H, W, C)``), for any N, and give ``(N, classes)`` logits. What is written is compared with
-the model first; a program that disagrees is not left behind.
+the model first, and not left behind if it disagrees, but for 8-bit convolutions, which do by design.
 """
 
 from whtnet.export.checks import TOLERANCE, ExportError
