@@ -1,6 +1,7 @@
 """What a person sees while runs go on: progress bars on a terminal, a line now and then in a log file."""
 
 import functools
+import itertools
 import statistics
 import sys
 import time
@@ -70,6 +71,11 @@ class ProgressView:
         task = TaskView(self, description, self._bars.add_task(description, total=1.0, status=""))
         self._under_way[task.identifier] = task
         return task
+
+    def steps(self, description: str, total: int) -> Callable[[str], None]:
+        """Add a bar for a task of ``total`` steps; call what is returned with the name of each step that is done."""
+        bar, done = self.task(description), itertools.count(1)
+        return lambda step: bar(next(done) / total, step)
 
     def _update(self, task: "TaskView") -> None:
         self._bars.update(task.identifier, completed=task.fraction, status=task.status)

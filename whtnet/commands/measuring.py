@@ -1,14 +1,11 @@
 """How ``whtnet table`` makes each kind of table: counts, trains or times, and keeps what came out."""
 
 import argparse
-import itertools
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from whtnet.classifier import Classifier
 from whtnet.commands.compose import backbone_settings, compose_config
@@ -66,6 +63,10 @@ class Folders:
         """Of what is made now."""
         return self.root / "results" if self.update else self.place / "runs" / "results"
 
+    def file(self, spec: TableSpec) -> Path:
+        """Of what is counted, timed or measured now for a table; its runs have files of their own."""
+        return self.own / f"{spec.name}.json"
+
     def reference(self) -> Results:
         """What the project publishes."""
         return Results(self.experiments, self.root / "results", self.identities)
@@ -105,18 +106,17 @@ def trained_run(row: Row, folders: Folders, arguments: argparse.Namespace) -> As
 def _measure_parameters(spec: TableSpec, folders: Folders, _: argparse.Namespace) -> None:
     total = len(spec.rows) + len(spec.families) * len(shipped_policies())
     with ProgressView() as view:
-        bar, done = view.task(spec.title), itertools.count(1)
-        rows = count_rows(spec, backbone_settings, lambda step: bar(next(done) / total, step))
-        families = count_families(spec, backbone_settings, lambda step: bar(next(done) / total, step))
-    write_json(folders.own / f"{spec.name}.json", {"rows": rows, "families": families})
+        on_step = view.steps(spec.title, total)
+        rows = count_rows(spec, backbone_settings, on_step)
+        families = count_families(spec, backbone_settings, on_step)
+    write_json(folders.file(spec), {"rows": rows, "families": families})
 
 
 def _measure_coverage(spec: TableSpec, folders: Folders, _: argparse.Namespace) -> None:
     total = len(spec.rows) * len(shipped_policies())
     with ProgressView() as view:
-        bar, done = view.task(spec.title), itertools.count(1)
-        counted = count_coverage(spec, backbone_settings, lambda step: bar(next(done) / total, step))
-    write_json(folders.own / f"{spec.name}.json", {"pairs": counted})
+        counted = count_coverage(spec, backbone_settings, view.steps(spec.title, total))
+    write_json(folders.file(spec), {"pairs": counted})
 
 
 def _measure_training(spec: TableSpec, folders: Folders, arguments: argparse.Namespace) -> None:
@@ -128,9 +128,8 @@ def _measure_training(spec: TableSpec, folders: Folders, arguments: argparse.Nam
 
 def _count(spec: TableSpec, folders: Folders) -> None:
     with ProgressView() as view:
-        bar, done = view.task(f"{spec.title}: counting"), itertools.count(1)
-        rows = count_training_rows(spec, compose_config, lambda step: bar(next(done) / len(spec.rows), step))
-    write_json(folders.own / f"{spec.name}.json", {"rows": rows})
+        rows = count_training_rows(spec, compose_config, view.steps(f"{spec.title}: counting", len(spec.rows)))
+    write_json(folders.file(spec), {"rows": rows})
 
 
 def _train(spec: TableSpec, folders: Folders, arguments: argparse.Namespace) -> None:
@@ -181,21 +180,20 @@ def _measure_deployment(spec: TableSpec, folders: Folders, arguments: argparse.N
         return
     with ProgressView() as view:
         measured = measure_deployment(spec, arguments.seconds, view.task(spec.title))
-    _keep(spec, folders, {"environment": environment(torch.device("cpu")), **measured})
+    _keep(spec, folders, {"environment": environment("cpu"), **measured})
 
 
 def _keep(spec: TableSpec, folders: Folders, measured: Mapping[str, Any]) -> None:
     """Beside what was measured on other devices."""
-    path = folders.own / f"{spec.name}.json"
+    path = folders.file(spec)
     write_json(path, with_measurement(read_json(path) if path.exists() else None, measured))
 
 
 def _measure_released(spec: TableSpec, folders: Folders, _: argparse.Namespace) -> None:
     folder = released_folder()
     with ProgressView() as view:
-        bar, done = view.task(spec.title), itertools.count()
-        rows = measure_released(spec, folder, lambda step: bar(next(done) / len(spec.rows), step))
-    write_json(folders.own / f"{spec.name}.json", {"rows": rows})
+        rows = measure_released(spec, folder, view.steps(spec.title, len(spec.rows)))
+    write_json(folders.file(spec), {"rows": rows})
 
 
 def _measure_layers(spec: TableSpec, folders: Folders, arguments: argparse.Namespace) -> None:
@@ -217,7 +215,7 @@ def _measure_layers(spec: TableSpec, folders: Folders, arguments: argparse.Names
 
     with ProgressView() as view:
         rows = measure_layers(spec, load, view.task(spec.title))
-    write_json(folders.own / f"{spec.name}.json", {"rows": rows})
+    write_json(folders.file(spec), {"rows": rows})
 
 
 def _measure_nothing(*_: Any) -> None:

@@ -1,7 +1,6 @@
 """Check what the project publishes, without training: ``whtnet verify``."""
 
 import argparse
-import itertools
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -34,21 +33,17 @@ def main(_: argparse.Namespace) -> None:
     found = _show("tables with results", check_made(results.specs(), results))
     specs = [spec for spec in results.specs() if results.holds(spec)]
     found += _show("records that replay", check_records(results))
-    total, done = sum(len(spec.rows) for spec in specs if counts_again(spec)), itertools.count(1)
     with ProgressView() as view:
-        bar = view.task("counting")
-        counted = check_counts(
-            specs, results, compose_config, backbone_settings, lambda step: bar(next(done) / total, step)
-        )
+        on_step = view.steps("counting", sum(len(spec.rows) for spec in specs if counts_again(spec)))
+        counted = check_counts(specs, results, compose_config, backbone_settings, on_step)
         found += _show("counts on built models", counted)
     found += _show("rows of what was measured", check_rows(specs, results))
     found += _show("files in results/", check_files(specs, results))
     if shown := pages(ROOT):  # not where the package is installed
         found += _show("tables in README.md and docs/", check_pages(specs, results, shown))
-    total, done = sum(len(spec.rows) for spec in specs if spec.kind == "released"), itertools.count()
     with ProgressView() as view:
-        bar = view.task("released networks")
-        evaluated = list(check_released(specs, lambda step: bar(next(done) / total, step)))
+        on_step = view.steps("released networks", sum(len(spec.rows) for spec in specs if spec.kind == "released"))
+        evaluated = list(check_released(specs, on_step))
     found += _show("released networks", evaluated)
     found += _show("committed weights", check_weights(results))
     outcomes = Counter(check.outcome for check in found)

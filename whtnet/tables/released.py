@@ -24,7 +24,7 @@ def measure_released(spec: TableSpec, folder: Path, on_step: Callable[[str], Non
     Args:
         spec: the table; each row names a ``model`` of :mod:`whtnet.released`.
         folder: of the released files.
-        on_step: called with the name of each row before it is evaluated.
+        on_step: called with the name of each row when it is done.
 
     Returns:
         For every row its ``id``, ``parameters``, the ``best`` and ``last`` epoch of the log, and ``ours``, in percent.
@@ -34,11 +34,14 @@ def measure_released(spec: TableSpec, folder: Path, on_step: Callable[[str], Non
         BackboneError: likewise for weights.
         DatasetNotFoundError: if the data is not at hand.
     """
-    return [_measure(row, folder, on_step) for row in spec.rows]
+    rows = []
+    for row in spec.rows:
+        rows.append(_measure(row, folder))
+        on_step(row["id"])
+    return rows
 
 
-def _measure(row: Mapping[str, Any], folder: Path, on_step: Callable[[str], None]) -> dict[str, Any]:
-    on_step(row["id"])
+def _measure(row: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     name = row["model"]
     log = logged_accuracies(folder, name)
     classifier = import_released(folder / f"{released_model(name).stem}.pth", name)
