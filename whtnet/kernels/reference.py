@@ -38,7 +38,7 @@ def _shared_bwht1d(
         x, stride = _windows(x, block, out_channels, stride), 1
     group = max(1, x.shape[1] // out_channels)
     # Means of low-precision numbers are taken in float32, so that a result is rounded once.
-    wide = _widen(x) if group > 1 else x
+    wide = at_least_float32(x) if group > 1 else x
     y = _separate_bwht1d(wide, *_for_every_block(x, threshold, weight), stride, options)
     if expands:
         return y if y.shape[1] == out_channels else torch.cat([y] * (out_channels // block), 1)
@@ -119,7 +119,7 @@ def bwht1d_coefficients(
     blocks_in, blocks_out = -(-x.shape[c] // block), -(-out_channels // block)
 
     # Blocks live on dimension c, the coefficients of a block on dimension c + 1.
-    z = _pad(_widen(x), c, blocks_in * block).unflatten(c, (blocks_in, block))
+    z = _pad(at_least_float32(x), c, blocks_in * block).unflatten(c, (blocks_in, block))
     z = _tile(_scaled(fwht(z, c + 1), NORMS[options.norm](block)), c, blocks_out)
     shape = (*threshold.shape, *(1,) * (z.dim() - c - 2))
     z = z if weight is None else z * weight.reshape(shape)
@@ -140,7 +140,7 @@ def fwht2d_coefficients(x: Tensor, threshold: Tensor, weight: Tensor | None, opt
 
 def fwht_maps(x: Tensor, size: Sequence[int], norm: str) -> Tensor:
     """2-D WHT of the maps of ``x`` ``(..., H, W)``, zero-padded to ``size``, in float32 or more."""
-    x = _pad(_pad(_widen(x), x.dim() - 2, size[0]), x.dim() - 1, size[1])
+    x = _pad(_pad(at_least_float32(x), x.dim() - 2, size[0]), x.dim() - 1, size[1])
     return _scaled(_fwht_maps(x), NORMS[norm](math.prod(size)))
 
 
@@ -168,6 +168,11 @@ def finish(y: Tensor, epilogue: Epilogue) -> Tensor:
     return z if (epilogue.low, epilogue.high) == UNBOUNDED else z.clamp(epilogue.low, epilogue.high)
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """``x``, in float32 if its dtype has a lower precision."""
+    return x if x.dtype.itemsize >= 4 else x.float()
+
+
 def is_channels_last(x: Tensor) -> bool:
     """Whether ``x`` is in channels_last, and not contiguous as well."""
     if x.is_contiguous() or x.dim() != 4:
@@ -192,10 +197,6 @@ def _fwht_maps(x: Tensor) -> Tensor:
 
 def _scaled(x: Tensor, factor: float) -> Tensor:
     return x if factor == 1 else x * factor
-
-
-def _widen(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def _pad(x: Tensor, dim: int, size: int) -> Tensor:

@@ -142,8 +142,3 @@ def spectral_parameter_names(model: nn.Module) -> set[str]:
 def additions(n: int) -> int:
     """Additions and subtractions of a fast transform of n values."""
     return n * (n.bit_length() - 1)
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """``x``, in float32 if its dtype has a lower precision."""
-    return x if x.dtype.itemsize >= 4 else x.float()

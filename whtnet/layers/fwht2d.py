@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from whtnet import functional, kernels
-from whtnet.layers.base import INITIAL_THRESHOLD, SpectralLayer, additions, at_least_float32
+from whtnet.kernels.reference import at_least_float32
+from whtnet.layers.base import INITIAL_THRESHOLD, SpectralLayer, additions
 from whtnet.layers.bwht1d import BWHT1d
 from whtnet.layers.checks import check_map, check_sizes, height_and_width
 from whtnet.transforms import next_power_of_two
