@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from whtnet.backbones.state_dicts import check_state_dict, read_state_dict
 from whtnet.classifier import Classifier
+from whtnet.data.sources import TORCHVISION
 from whtnet.errors import UserError
 from whtnet.layers import HTPerceptron2d
 from whtnet.policy import explicit_policy, load_policy
@@ -25,7 +26,6 @@ FOLDER = "WHTNET_HT2023"
 """Environment variable with the folder of the checkpoints and logs."""
 
 _CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-_MEAN, _STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 
 class ReleasedError(UserError, ValueError):
@@ -116,8 +116,9 @@ def import_released(path: Path, name: str) -> Classifier:
     policy = explicit_policy(load_policy(model.policy))
     backbone = {"name": "resnet20", "form": "no_bias"}
     facts = {"data set": "cifar10", "weights": f"{model.stem}.pth of HT-2023's authors (phy710/ICML2023-HT, MIT)"}
-    data = {"name": "cifar10", "mean": list(_MEAN), "std": list(_STD)}
-    classifier = Classifier(backbone, policy, _CLASSES, (3, 32, 32), _MEAN, _STD, data, facts)
+    _, _, mean, std = TORCHVISION["cifar10"]
+    data = {"name": "cifar10", "mean": list(mean), "std": list(std)}
+    classifier = Classifier(backbone, policy, _CLASSES, (3, 32, 32), mean, std, data, facts)
     classifier.network.load_state_dict(_translated(path, classifier.network, model.order), strict=False)
     return classifier.eval()
 

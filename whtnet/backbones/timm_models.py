@@ -20,6 +20,7 @@ from whtnet.backbones.cifar_resnet import CifarResNet
 from whtnet.backbones.errors import BackboneError
 from whtnet.backbones.registry import CIFAR_RESNETS
 from whtnet.backbones.weights import find_published, published_file, published_settings
+from whtnet.data.sources import TORCHVISION
 from whtnet.policy import apply_policy_
 
 # Name in timm → backbone (a CIFAR ResNet's name here, or timm's), policy, side of an image.
@@ -34,10 +35,11 @@ MODELS = {
     "whtnet_resnet50_paper": ("resnet50", "paper", 224),
 }
 
+_, _CLASSES, _MEAN, _STD = TORCHVISION["cifar10"]
 _CIFAR_CFG = {
-    "num_classes": 10,
-    "mean": (0.4914, 0.4822, 0.4465),
-    "std": (0.2023, 0.1994, 0.2010),
+    "num_classes": _CLASSES,
+    "mean": _MEAN,
+    "std": _STD,
     "interpolation": "bilinear",
     "crop_pct": 1.0,
     "first_conv": "conv1",
