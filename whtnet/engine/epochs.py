@@ -69,6 +69,7 @@ class Epochs:
             if not self.config.cuda_graph:
                 yield
                 return
+            train_(self.state.model)
             with recorded(self.model, self.loaders.train.first_images(1)[0], self.autocast):
                 yield
 

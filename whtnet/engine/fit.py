@@ -110,7 +110,8 @@ def fit(
         PreemptedError: when ``should_stop`` said so.
         PeerError: if another process ended.
     """
-    from whtnet.engine.epochs import Epochs, State  # they need timm, which takes its time
+    from whtnet.engine.epochs import Epochs  # they need timm, which takes its time
+    from whtnet.engine.state import State
 
     if config.patience and loaders.holdout is None:
         raise ConfigError("trainer.patience needs a held-out part: give dataset.holdout=0.1, say")

@@ -9,7 +9,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from whtnet.engine.config import TrainConfig
 from whtnet.engine.optimisation import make_optimizer
-from whtnet.modules import train_
 
 
 @dataclass
@@ -47,7 +46,7 @@ class State:
     def create(cls, model: nn.Module, config: TrainConfig, device: torch.device) -> "State":
         """The state at the beginning, with the model on its device and in its memory format."""
         memory_format = torch.channels_last if config.channels_last else torch.preserve_format
-        train_(model.to(device).to(memory_format=memory_format))
+        model.to(device).to(memory_format=memory_format)
         optimizer = make_optimizer(model, config)
         ema = None
         if config.ema_decay:
