@@ -110,7 +110,7 @@ def _convolution(spec: TableSpec, row: Mapping[str, Any]) -> str:
 
 def speed_ratio(spec: TableSpec, measured: Mapping[str, Any], row_id: str, mode: str = "forward") -> float:
     """How many times as fast as its test's convolution the layer of a row is, in the median turn."""
-    row = next(row for row in spec.rows if row["id"] == row_id)
+    row = spec.row(row_id)
     ratio = _ratio(measured["layers"][KEPT][row["test"]][mode], contender(row), _convolution(spec, row))
     return ratio.median if ratio else 1.0
 
@@ -168,7 +168,7 @@ def _site_rows(site: Mapping[str, Any], timed: Mapping[str, Any]) -> list[dict[s
 
 def memory_change(spec: TableSpec, measured: Mapping[str, Any], row_id: str) -> float:
     """By what fraction the peak memory of a row's layer is above its test's convolution's."""
-    row = next(row for row in spec.rows if row["id"] == row_id)
+    row = spec.row(row_id)
     sizes = measured["layer_memory"][row["test"]]
     return sizes[contender(row)] / sizes[_convolution(spec, row)] - 1
 

@@ -106,8 +106,7 @@ def _verdict_row(claim: Claim, results: Results) -> dict[str, Cell]:
         if name in found:
             found[name] = Shown(found[name], form, unit)
     if "control" in found:
-        label = next(row["label"] for row in spec.rows if row["id"] == claim.control)
-        found["control"] = found["control"]._replace(unit=f"{unit}: {label}")
+        found["control"] = found["control"]._replace(unit=f"{unit}: {spec.row(claim.control)['label']}")
     return cells | found
 
 
