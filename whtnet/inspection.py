@@ -110,7 +110,9 @@ def _values(parameter: Tensor | None) -> list[Any] | None:
     return rounded.view(parameter.shape).tolist()
 
 
-def layer_effects(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], accuracy: Callable[[], float]) -> list:
+def layer_effects(
+    model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], accuracy: Callable[[], float]
+) -> list[dict[str, Any]]:
     """What every Walsh-Hadamard layer of a trained ``model`` does to signals, gradients and the accuracy.
 
     Args:

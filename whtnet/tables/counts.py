@@ -17,7 +17,7 @@ _COVERAGE_SIZE = (3, 224, 224)
 
 def count_rows(
     spec: TableSpec, backbone_settings: Callable[[Mapping[str, Any]], dict[str, Any]], on_step: Step
-) -> list:
+) -> list[dict[str, Any]]:
     """Count the rows of a parameter table.
 
     Args:
@@ -40,7 +40,7 @@ def count_rows(
 
 def count_families(
     spec: TableSpec, backbone_settings: Callable[[Mapping[str, Any]], dict[str, Any]], on_step: Step
-) -> list:
+) -> list[dict[str, Any]]:
     """Count every shipped policy on every family of the table; arguments as :func:`count_rows`.
 
     Returns:
@@ -57,7 +57,7 @@ def count_families(
 
 def count_coverage(
     spec: TableSpec, backbone_settings: Callable[[Mapping[str, Any]], dict[str, Any]], on_step: Step
-) -> list:
+) -> list[dict[str, Any]]:
     """Count every shipped policy on the backbone of every row, which is its ``id``; as :func:`count_families`."""
     counted = []
     for row in spec.rows:

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from whtnet.bench import measure
+from whtnet.engine import Progress
 from whtnet.export import RUNTIMES
 from whtnet.tables.devices import devices_table, measurements
-from whtnet.tables.measure import Step
 from whtnet.tables.spec import TableSpec
 from whtnet.tables.speed import CLAIM_COLUMNS
 from whtnet.tables.table import NOT_AT_HAND, Cell, Column, Table
@@ -22,7 +22,7 @@ def _threads(count: int) -> str:
     return f"{count} thread" if count == 1 else f"{count} threads"
 
 
-def measure_deployment(spec: TableSpec, seconds: float, on_step: Step) -> dict[str, Any]:
+def measure_deployment(spec: TableSpec, seconds: float, on_step: Progress) -> dict[str, Any]:
     """Export and measure everything that a table of this kind shows, each part in a process of its own.
 
     Args:
@@ -54,7 +54,7 @@ def _remedy(runtime: str) -> str:
 class _Runner:
     """Measures in processes whose files lie in ``folder``, and tells how far it is."""
 
-    def __init__(self, folder: str, seconds: float, total: int, on_step: Step) -> None:
+    def __init__(self, folder: str, seconds: float, total: int, on_step: Progress) -> None:
         self._folder, self._seconds, self._total, self._done = folder, seconds, total, 0
         self._on_step = on_step
 

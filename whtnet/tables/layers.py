@@ -10,7 +10,7 @@ from torch import nn
 from whtnet.classifier import Classifier
 from whtnet.data import load_dataset
 from whtnet.data.loaders import Loader
-from whtnet.engine import evaluate
+from whtnet.engine import Progress, evaluate
 from whtnet.inspection import layer_effects
 from whtnet.tables.spec import TableSpec
 from whtnet.tables.table import Column, Table
@@ -36,7 +36,7 @@ _NOTES = (
 
 
 def measure_layers(
-    spec: TableSpec, load: Callable[[Mapping[str, Any]], Classifier], on_step: Callable[[float, str], None]
+    spec: TableSpec, load: Callable[[Mapping[str, Any]], Classifier], on_step: Progress
 ) -> list[dict[str, Any]]:
     """Measure the trained networks of a table, in float32.
 

@@ -1,12 +1,13 @@
 """Measuring what the speed table shows, every part in a process of its own."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
 import torch
 
 from whtnet.bench import MODES, Site, measure
+from whtnet.engine import Progress
 from whtnet.tables.spec import TableSpec
 
 TESTS = {"2d": Site(10, 1024, 8), "1d": Site(10, 1024, 32)}
@@ -17,15 +18,13 @@ KEPT = "kept"
 
 _POINTS = 1 << 20  # numbers that each size is timed on
 
-Step = Callable[[float, str], None]
-
 
 def contender(row: Mapping[str, Any]) -> str:
     """Name of a row's layer in :data:`whtnet.bench.LAYERS`."""
     return row.get("contender", row["id"])
 
 
-def measure_speed(spec: TableSpec, device: torch.device, seconds: float, on_step: Step) -> dict[str, Any]:
+def measure_speed(spec: TableSpec, device: torch.device, seconds: float, on_step: Progress) -> dict[str, Any]:
     """Measure everything that a speed table shows.
 
     Args:
@@ -74,7 +73,7 @@ def site_of(entry: Mapping[str, Any]) -> Site:
 class _Meter:
     """Measures tasks one after another and tells how far it is."""
 
-    def __init__(self, device: torch.device, total: int, on_step: Step) -> None:
+    def __init__(self, device: torch.device, total: int, on_step: Progress) -> None:
         self._where = {"device": str(device), "threads": torch.get_num_threads()}
         self._total, self._done, self._on_step = total, 0, on_step
 
