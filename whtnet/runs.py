@@ -119,7 +119,7 @@ def run(
                     on_epoch=follower.on_epoch,
                     on_progress=on_progress,
                 )
-            record = _record(experiment, parts, model, result)
+            record = _record(experiment, parts, result)
             layers = describe_layers(model, follower.images)
             follower.end(model, result.history, folder / CHECKPOINT)
             distributed.from_main_process(lambda: write_record(folder / RECORD, record, layers))
@@ -359,7 +359,7 @@ def _ending(sink: Sink, cost: Mapping[str, int], resume: str) -> Iterator[dict[s
         sink.finish(summary, status=status)
 
 
-def _record(experiment: Experiment, parts: _Parts, model: nn.Module, result: FitResult) -> dict[str, Any]:
+def _record(experiment: Experiment, parts: _Parts, result: FitResult) -> dict[str, Any]:
     last = result.history[-1]
     return {
         "format": FORMAT,

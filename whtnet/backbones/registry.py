@@ -193,9 +193,8 @@ def _halvings(probe: nn.Module, image: Tensor) -> dict[str, int]:
             found[name] = x.shape[-1]
 
     for name, module in probe.named_modules():
-        odd = isinstance(module, nn.Conv2d) and all(
-            size % 2 for size in module.kernel_size
-        )  # else half a pixel is lost
+        # Of an even convolution without its stride, half a pixel would be lost.
+        odd = isinstance(module, nn.Conv2d) and all(size % 2 for size in module.kernel_size)
         if (odd or isinstance(module, _POOLINGS)) and module.stride in (2, (2, 2)):
             module.register_forward_pre_hook(lambda _, args, name=name: note(name, args[0]))
     probe(image)

@@ -30,7 +30,7 @@ _SIDE_FIELDS = ("image", "n", "i", "j", "point", "row", "H", "W")
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
 _PARAMETER_DTYPES = {torch.float32: torch.float32, torch.bfloat16: torch.float32, torch.float64: torch.float64}
-_LANES, _POINTS = 0, 1  # layouts, see csrc/spectral.cpp
+_LANES, _POINTS = 0, 1  # layouts, see csrc/layer.h
 
 
 # -- availability -----------------------------------------------------------------------------------------------------
@@ -201,7 +201,7 @@ def _backward(
             address,
             grad.data_ptr(),
             threshold.data_ptr(),
-            None if weight is None else weight.data_ptr(),
+            _address(weight),
             gx.data_ptr() or None,
             gt.data_ptr(),
             gv.data_ptr() or None,
