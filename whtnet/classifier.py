@@ -87,6 +87,7 @@ class Classifier(
         classes: as above.
         input_size: as above.
         dataset: as above.
+        training_facts: as ``training`` above.
         network: takes normalised images; what training worked on.
         report: what the policy replaced.
     """

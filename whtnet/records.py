@@ -214,9 +214,9 @@ def environment(device: torch.device | str) -> dict[str, Any]:
     """What a record needs beside its config to be repeated; no host, user or path in it.
 
     Returns:
-        ``commit`` and ``dirty`` of the checkout (None outside one, as in an installed wheel; results/ and README.md,
-        which runs write, do not make it dirty), ``versions`` of the packages, ``platform``, ``device`` (cpu, cuda, …),
-        ``device_name``, ``processes`` that train the model, and ``threads`` of each (of PyTorch on the CPU).
+        ``commit`` and ``dirty`` of the checkout (None outside one, as in an installed wheel; results/, README.md and
+        docs/, which runs write, do not make it dirty), ``versions`` of the packages, ``platform``, ``device`` (cpu,
+        cuda, …), ``device_name``, ``processes`` that train the model, and ``threads`` of each (of PyTorch on the CPU).
     """
     device = torch.device(device)
     commit, dirty = _checkout()

@@ -135,7 +135,7 @@ compared with results/."""
         "--no-training", action="store_true", help="train and time nothing: count, and show what is recorded"
     )
     parser.add_argument(
-        "--update", action="store_true", help="for maintainers: make results/ and the tables in README.md themselves"
+        "--update", action="store_true", help="for maintainers: make results/ and the tables in README.md and docs/"
     )
 
 

@@ -27,7 +27,7 @@ class SinkError(UserError):
 class RunInfo:
     """What a sink shows of a run before its first epoch.
 
-    Args:
+    Attributes:
         name: of the run.
         group: the table, or dataset/backbone: what a dashboard puts together.
         config: the whole configuration, as plain dicts and lists.
