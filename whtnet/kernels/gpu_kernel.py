@@ -1,7 +1,7 @@
 """The GPU kernels, in Triton: both layers, forward and backward, over every layout.
 
 A program works on tiles of ITEMS items (maps, or pixels) by P points (the coefficients of a block), which it keeps in
-registers from the read to the write. Where an item lies, and where its points, is said by strides (`Side`), so that
+registers from the read to the write. Where an item lies, and where its points, is said by strides (a side), so that
 NCHW and channels_last, padding and strides are the same code. Items that are neighbours in memory, or points that are,
 make accesses of whole cache lines; the compiler finds out which from the strides that are 1.
 
@@ -14,6 +14,9 @@ Source of the method: :mod:`whtnet.kernels.reference`. ``TRITON_INTERPRET=1`` ru
 
 import triton
 import triton.language as tl
+
+# A side is the tuple that `_Side.arguments()` of gpu.py makes, where the fields are explained. By their places:
+# 0 outer, 1 inner_count, 2 inner, 3 item, 4 point, 5 row, 6 rows, 7 columns, 8 ahead, 9 of, 10 means.
 
 
 @triton.jit

@@ -1,10 +1,9 @@
+// Vectors of the processor, by the compiler's extensions: loads and stores of each dtype, arithmetic, butterflies.
+#pragma once
+#include <cmath>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
-#include <new>
-#include <thread>
 #include <type_traits>
-#include <vector>
 #if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
