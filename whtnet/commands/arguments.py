@@ -119,7 +119,9 @@ compared with results/."""
     names = ", ".join(sorted(path.stem for path in (ROOT / "experiments").glob("*.yaml")))
     parser.add_argument("tables", nargs="*", default=[], help=f"from {names}; default: the quick ones")
     parser.add_argument("--list", action="store_true", help="list the tables and stop")
-    parser.add_argument("--logger", default="wandb", help="where training curves go besides the records: wandb or none")
+    parser.add_argument(
+        "--logger", default="wandb", help="where curves go besides the records: wandb, tensorboard, none"
+    )
     parser.add_argument(
         "--override", action="append", default=[], metavar="KEY=VALUE", help="a Hydra override for all runs"
     )

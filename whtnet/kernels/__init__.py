@@ -12,8 +12,8 @@ backend         what it is
 ``auto``, the default, takes the fastest that is there for an input. Choose another with :func:`set_backend` or the
 environment variable ``WHTNET_BACKEND``. Operators are registered with ``torch.library``
 (:mod:`~whtnet.kernels.operators`), an implementation per device; a new backend adds a line to ``DEVICE_BACKENDS``
-there. With ``TRITON_INTERPRET=1`` in the environment the backend ``gpu`` serves the CPU, slowly: a way to test it
-without a GPU.
+there, and its name to :data:`BACKENDS`. With ``TRITON_INTERPRET=1`` in the environment the backend ``gpu`` serves the
+CPU, slowly: a way to test it without a GPU.
 """
 
 import os
