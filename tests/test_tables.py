@@ -35,8 +35,8 @@ from whtnet.tables import (
     update_page,
     write_tables,
 )
+from whtnet.tables.points import pareto_front
 from whtnet.tables.spec import KINDS
-from whtnet.tables.training import pareto_front
 
 ENVIRONMENT = {
     "commit": "0123456789",

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from whtnet.tables.table import Spread
-from whtnet.tables.training import TrainedRow, pareto_front
+from whtnet.tables.training import TrainedRow
 
 COSTS = {"parameters": "parameters", "macs": "MACs"}
 METRICS = {"test_top1": "test top-1 (%)", "train_loss": "training loss"}
@@ -73,6 +73,15 @@ def published_points(rows: Sequence[TrainedRow], cost: str) -> list[Point]:
 def front(points: Sequence[Point]) -> list[tuple[float, float]]:
     """The Pareto front of points, (cost, percent), by rising cost."""
     return pareto_front([(point.cost, point.top1.mean) for point in points])
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those of ``points``, (cost, accuracy), that are more accurate than every cheaper one, by rising cost."""
+    front: list[tuple[float, float]] = []
+    for cost, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or accuracy > front[-1][1]:
+            front.append((cost, accuracy))
+    return front
 
 
 def principal_rows(rows: Sequence[TrainedRow]) -> list[TrainedRow]:

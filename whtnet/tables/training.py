@@ -124,15 +124,6 @@ def _compared(row: TrainedRow, baseline: str, rows: Mapping[tuple[str, str | Non
     return replace(row, baseline=same_recipe or (other and replace(other, records=[])))
 
 
-def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Those of ``points``, (cost, accuracy), that are more accurate than every cheaper one, by rising cost."""
-    front: list[tuple[float, float]] = []
-    for cost, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not front or accuracy > front[-1][1]:
-            front.append((cost, accuracy))
-    return front
-
-
 _COLUMNS = (
     Column("row"),
     Column("parameters", form=","),
