@@ -118,7 +118,16 @@ def import_released(path: Path, name: str) -> Classifier:
     facts = {"data set": "cifar10", "weights": f"{model.stem}.pth of HT-2023's authors (phy710/ICML2023-HT, MIT)"}
     _, _, mean, std = TORCHVISION["cifar10"]
     data = {"name": "cifar10", "mean": list(mean), "std": list(std)}
-    classifier = Classifier(backbone, policy, _CLASSES, (3, 32, 32), mean, std, data, facts)
+    classifier = Classifier(
+        backbone=backbone,
+        policy=policy,
+        classes=_CLASSES,
+        input_size=(3, 32, 32),
+        mean=mean,
+        std=std,
+        dataset=data,
+        training=facts,
+    )
     classifier.network.load_state_dict(_translated(path, classifier.network, model.order), strict=False)
     return classifier.eval()
 

@@ -138,7 +138,16 @@ def _list_images(path: Path, class_depth: int | None) -> Listing:
         members = sorted(by_class[name], key=lambda entry: os.fsencode(entry.name))
         entries += members
         labels += [label] * len(members)
-    return Listing(path, inner, classes, tuple(entries), tuple(labels), empty, skipped, stamps)
+    return Listing(
+        path=path,
+        inner=inner,
+        classes=classes,
+        entries=tuple(entries),
+        labels=tuple(labels),
+        empty=empty,
+        skipped=skipped,
+        stamps=stamps,
+    )
 
 
 def _sort_out(found: "Iterable[_Found]") -> tuple[list[Entry], set[str], Counter[str]]:

@@ -130,9 +130,20 @@ def fit(
     if not state.is_finished(config):
         if saved is not None:
             on_notice(f"resumed at epoch {epochs_before + state.epoch + 1} of {epochs_in_all or config.epochs}")
-        loss = Loss(config.label_smoothing, teacher, distill, temperature)
-        epochs = epochs_before, epochs_in_all or config.epochs
-        run = Epochs(state, loaders, config, device, seed, loss, checkpoint, should_stop, on_step, on_progress, *epochs)
+        run = Epochs(
+            state=state,
+            loaders=loaders,
+            config=config,
+            device=device,
+            seed=seed,
+            loss=Loss(config.label_smoothing, teacher, distill, temperature),
+            checkpoint=checkpoint,
+            should_stop=should_stop,
+            on_step=on_step,
+            on_progress=on_progress,
+            epochs_before=epochs_before,
+            epochs_in_all=epochs_in_all or config.epochs,
+        )
         with run.passes():
             _train(run, save, on_network, on_epoch)
         if state.best and state.is_finished(config) and state.epoch < config.epochs:

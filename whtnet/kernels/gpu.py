@@ -200,7 +200,20 @@ def _job_2d(shape: torch.Size, layout: torch.memory_format, padded: tuple[int, .
         side, row = _Side(**steps, row=0, rows=1, columns=points), points
     else:
         side, row = _Side(**steps, row=width * steps["point"], rows=height, columns=width), padded[1]
-    return _Job(points, row, groups, items, 1, 1, False, side, side, side, side, options)
+    return _Job(
+        points=points,
+        width=row,
+        groups=groups,
+        items=items,
+        blocks_in=1,
+        blocks_out=1,
+        shared=False,
+        side_in=side,
+        side_out=side,
+        side_y=side,
+        side_gx=side,
+        options=options,
+    )
 
 
 @functools.lru_cache(maxsize=512)
@@ -238,7 +251,20 @@ def _job_1d(
     elif shared and (means := channels // out_channels) > 1:
         side_out, side_y = replace(side_out, columns=out_channels * means, means=means), wide
     groups, items = (1, n * h * w) if one_group else (n * h, w)
-    return _Job(block, block, groups, items, *counts, shared, side_in, side_out, side_y, side_gx, options)
+    return _Job(
+        points=block,
+        width=block,
+        groups=groups,
+        items=items,
+        blocks_in=counts[0],
+        blocks_out=counts[1],
+        shared=shared,
+        side_in=side_in,
+        side_out=side_out,
+        side_y=side_y,
+        side_gx=side_gx,
+        options=options,
+    )
 
 
 # -- launches ---------------------------------------------------------------------------------------------------------

@@ -67,7 +67,14 @@ def apply_policy_(
         for site, _, layer in changes:
             mark_replaced(layer, site)
             _put(model, site, layer)
-        return Report(policy.name, type(model).__name__, tuple(input_size), replacements, found.cost, after)
+        return Report(
+            policy=policy.name,
+            architecture=type(model).__name__,
+            input_size=tuple(input_size),
+            replacements=replacements,
+            before=found.cost,
+            after=after,
+        )
 
 
 def _rehearse(model: nn.Module, input_size: tuple[int, int, int], changes: Sequence[_Change]) -> Cost:
@@ -134,5 +141,11 @@ def _put(model: nn.Module, site: Site, layer: nn.Module) -> None:
 def _replacement(site: Site, rule: Rule, layer: nn.Module) -> Replacement:
     before = 0 if site.kind == "before_gap" else count_parameters(site.module)
     return Replacement(
-        site.name, site.kind, rule.replace, site.input_shape, site.output_shape, before, count_parameters(layer)
+        name=site.name,
+        kind=site.kind,
+        layer=rule.replace,
+        input_shape=site.input_shape,
+        output_shape=site.output_shape,
+        parameters_before=before,
+        parameters_after=count_parameters(layer),
     )

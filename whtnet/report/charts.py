@@ -131,15 +131,16 @@ def pareto_chart(rows: Sequence[TrainedRow], every_row: Sequence[TrainedRow], co
     best = front(ours)
     corners = [best[0], *(corner for a, b in itertools.pairwise(best) for corner in ((b[0], a[1]), b))]
     line = Line(_path(corners, x, y, height), "front")
-    axes = _axes(x, y, height, engineering, plain)
+    x_ticks, y_ticks = _axes(x, y, height, engineering, plain)
     return Chart(
-        f"How much accuracy for how many {COSTS[cost]}?",
-        height,
-        COSTS[cost],
-        METRICS["test_top1"],
-        *axes,
-        [line],
-        marks,
+        title=f"How much accuracy for how many {COSTS[cost]}?",
+        height=height,
+        x_title=COSTS[cost],
+        y_title=METRICS["test_top1"],
+        x_ticks=x_ticks,
+        y_ticks=y_ticks,
+        lines=[line],
+        marks=marks,
     )
 
 
@@ -177,9 +178,18 @@ def curve_chart(rows: Sequence[TrainedRow], metric: str) -> Chart:
         lines.append(Line(_path(means, x, y, _HEIGHT), "curve", row.label, color, band))
     ends = {name: (max(curve), curve[max(curve)].mean) for name, curve in curves.items()}
     texts = [f"{row.label}: {curve[max(curve)]}" for row, curve in zip(rows, curves.values(), strict=True)]
-    axes = _axes(x, y, _HEIGHT, plain, plain)
-    marks = _ends(ends, texts, x, y)
-    return Chart(_QUESTIONS[metric], _HEIGHT, "epoch", METRICS[metric], *axes, lines, marks, labels_outside=True)
+    x_ticks, y_ticks = _axes(x, y, _HEIGHT, plain, plain)
+    return Chart(
+        title=_QUESTIONS[metric],
+        height=_HEIGHT,
+        x_title="epoch",
+        y_title=METRICS[metric],
+        x_ticks=x_ticks,
+        y_ticks=y_ticks,
+        lines=lines,
+        marks=_ends(ends, texts, x, y),
+        labels_outside=True,
+    )
 
 
 def _ends(ends: Mapping[str, tuple[float, float]], texts: Sequence[str], x: Scale, y: Scale) -> list[Mark]:
@@ -187,7 +197,18 @@ def _ends(ends: Mapping[str, tuple[float, float]], texts: Sequence[str], x: Scal
     tops = [_HEIGHT * (1 - y.share(value)) for _, value in ends.values()]
     shown = spread_out(tops, _LINE, _HEIGHT)
     return [
-        Mark(100 * x.share(end), top, top, top, "end", label, GAP, at - top, text, color)
+        Mark(
+            x=100 * x.share(end),
+            y=top,
+            top=top,
+            bottom=top,
+            kind="end",
+            label=label,
+            dx=GAP,
+            dy=at - top,
+            text=text,
+            color=color,
+        )
         for color, ((label, (end, _)), top, at, text) in enumerate(
             zip(ends.items(), tops, shown, texts, strict=True), start=1
         )
@@ -209,14 +230,14 @@ def growth_chart(measured: Mapping[str, Any]) -> Chart:
     x_ticks = [Tick(100 * x.share(n), str(n)) for n in sizes[::2]]
     _, y_ticks = _axes(x, y, _HEIGHT, plain, engineering)
     return Chart(
-        "How does the time grow with the channels?",
-        _HEIGHT,
-        "channels n",
-        "time for n numbers (ns)",
-        x_ticks,
-        y_ticks,
-        lines,
-        _ends(ends, texts, x, y),
+        title="How does the time grow with the channels?",
+        height=_HEIGHT,
+        x_title="channels n",
+        y_title="time for n numbers (ns)",
+        x_ticks=x_ticks,
+        y_ticks=y_ticks,
+        lines=lines,
+        marks=_ends(ends, texts, x, y),
         labels_outside=True,
     )
 
