@@ -79,7 +79,7 @@ class Listing:
     def open(self, index: int) -> BinaryIO:
         """The encoded image. Nothing stays open: processes must not share a position in a tar."""
         if self.path.is_dir():
-            return open(self.filename(index), "rb")  # noqa: SIM115: the caller closes it
+            return open(self.filename(index), "rb")  # the caller closes it
         with self.path.open("rb") as tar:
             tar.seek(self.entries[index].offset)
             return io.BytesIO(tar.read(self.entries[index].size))
