@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -140,6 +141,18 @@ def list_splits(paths: Sequence[Path], class_depth: int | None = None) -> tuple[
             f"training classes without test images: {few(_untested(train, test), ascii) or 'none'}"
         )
     return train, test
+
+
+def own_listings(
+    place: Place,
+    *,
+    train_split: str = "train",
+    test_split: str = "validation",
+    class_depth: int | None = None,
+    **others: Any,
+) -> tuple[Listing, Listing]:
+    """:func:`list_splits` of images of one's own, by the options of ``timm``; ``others`` are passed over."""
+    return list_splits(place.splits(train_split, test_split), class_depth)
 
 
 def _check_sorted(what: str, listing: Listing) -> None:

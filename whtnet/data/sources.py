@@ -18,7 +18,7 @@ from whtnet.data.cache import keep_decoded
 from whtnet.data.errors import DatasetError, DatasetNotFoundError
 from whtnet.data.folders import Listing
 from whtnet.data.hub import open_hub
-from whtnet.data.places import Place, list_splits, open_folders
+from whtnet.data.places import Place, list_splits, open_folders, own_listings
 from whtnet.data.splits import Files, Split, Triple, stratified_split
 from whtnet.extensions import call_extension, is_extension
 from whtnet.files import locked, removed_unless_used
@@ -80,22 +80,8 @@ def read_source(name: str, root: str | None = None, download: bool = True, **opt
         raise DatasetError(f"unknown option dataset.{unknown[0]} of {name}; {takes}")
     check_arguments(SOURCES[name], options, "dataset", DatasetError)
     place = Place.find(name, root)
-    return _read(place, download, json.dumps(options, sort_keys=True), _listings(place, **options))
-
-
-def _listings(
-    place: Place,
-    *,
-    source: str = "",
-    train_split: str = "train",
-    test_split: str = "validation",
-    class_depth: int | None = None,
-    **others: Any,
-) -> tuple[Listing, Listing] | None:
-    """The images of one's own folders and tars."""
-    if place.name != "timm" or source:
-        return None
-    return list_splits(place.splits(train_split, test_split), class_depth)
+    listings = own_listings(place, **options) if name == "timm" and not options.get("source") else None
+    return _read(place, download, json.dumps(options, sort_keys=True), listings)
 
 
 @functools.lru_cache(maxsize=2)  # one for now, one to compare with
