@@ -113,9 +113,9 @@ def check_counts(
                 yield passed_or_failed(f"{spec.name}: {row['id']}", problem)
         elif spec.counted:
             counted, stored = count_training_rows(spec, compose, on_step), results.counts(spec)
-            for row, costs in counted.items():
-                problem = "" if stored.get(row) == costs else f"results/{spec.name}.json says other numbers"
-                yield passed_or_failed(f"{spec.name}: {row}", problem)
+            for name, costs in counted.items():
+                problem = "" if stored.get(name) == costs else f"results/{spec.name}.json says other numbers"
+                yield passed_or_failed(f"{spec.name}: {name}", problem)
 
 
 def check_rows(specs: Iterable[TableSpec], results: Results) -> Iterator[Check]:

@@ -105,7 +105,7 @@ def _verdict_row(claim: Claim, results: Results) -> dict[str, Cell]:
     for name in ("ours", "control"):
         if name in found:
             found[name] = Shown(found[name], form, unit)
-    if "control" in found:
+    if claim.control is not None and "control" in found:
         found["control"] = found["control"]._replace(unit=f"{unit}: {spec.row(claim.control)['label']}")
     return cells | found
 
