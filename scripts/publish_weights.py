@@ -13,6 +13,7 @@ from whtnet.classifier import Classifier
 from whtnet.console import console, exit_on_user_error
 from whtnet.errors import UserError
 from whtnet.records import read_records, record_file
+from whtnet.runs import RECORD
 
 LARGEST = 15e6  # bytes of all published networks
 
@@ -39,9 +40,9 @@ def main() -> None:
 
 def _record(run: Path, records: Path) -> dict[str, Any]:
     try:
-        identity = json.loads((run / "record.json").read_text(encoding="utf-8"))["identity"]
+        identity = json.loads((run / RECORD).read_text(encoding="utf-8"))["identity"]
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{run} is no folder of a finished run: its record.json can't be read ({error})") from error
+        raise UserError(f"{run} is no folder of a finished run: its {RECORD} can't be read ({error})") from error
     for record in read_records(records):
         if record["identity"] == identity:
             return record

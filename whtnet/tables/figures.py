@@ -25,9 +25,10 @@ from whtnet.tables.training import TrainedRow, describe_recipe
 
 # Okabe and Ito's colours, which colour-blind readers tell apart, without the yellow that is too pale for lines.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999")
+_GREY = "#666666"
 _POINTS = {  # by the kind of a point, how Matplotlib draws it
     "trained": {"fmt": "o", "color": PALETTE[0]},
-    "control": {"fmt": "s", "color": "#666666"},
+    "control": {"fmt": "s", "color": _GREY},
     "published": {"fmt": "D", "color": PALETTE[1], "markerfacecolor": "white"},
 }
 _LABEL = 8  # points, the size of labels
@@ -160,7 +161,7 @@ def draw_ratios(spec: TableSpec, measured: Mapping[str, Any], path: Path) -> Non
 def draw_growth(measured: Mapping[str, Any], path: Path) -> None:
     """Lines: time for a vector of n channels against n, with the copy as the floor."""
     figure, ((axes,),) = _subplots((6.4, 4.4))
-    for (label, points), color in zip(growth(measured).items(), ("#d55e00", "#0072b2", "#666666"), strict=True):
+    for (label, points), color in zip(growth(measured).items(), (PALETTE[1], PALETTE[0], _GREY), strict=True):
         axes.plot(*zip(*points, strict=True), "o-", color=color, label=label, markersize=4)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
