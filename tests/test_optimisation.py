@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from whtnet.engine import TrainConfig, epochs, fit
 from whtnet.engine.optimisation import clip_gradients_, learning_rate, make_optimizer, make_schedule, parameter_groups
 from whtnet.layers import spectral_parameter_names
-from whtnet.searchpath import register_backbones
+from whtnet.searchpath import register_name_source
 
 CPU = torch.device("cpu")
 
@@ -74,7 +74,7 @@ def test_milestones_may_have_factors_of_their_own():
 def recipe(name):
     """What ``configs/trainer/NAME.yaml`` says."""
     with initialize_config_dir(str(Path(__file__).parents[1] / "configs"), version_base="1.3"):
-        register_backbones()
+        register_name_source()
         return TrainConfig.from_dict(OmegaConf.to_container(compose("config", [f"trainer={name}"]).trainer))
 
 

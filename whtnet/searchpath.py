@@ -2,8 +2,9 @@
 
 ``backbone=timm/regnetx_002`` and ``backbone=torchvision/vgg11_bn`` need no file, and neither do
 ``backbone=my_package.models:net`` and ``dataset=my_package.data:photos`` of one's own (:mod:`whtnet.extensions`); the
-command lines call :func:`register_backbones` before they compose. ``policy=mine.yaml`` is a file of the working folder;
-one that has no file is what had this name in 0.1, or includes itself by name, so that the package says which there are.
+command lines call :func:`register_name_source` before they compose. ``policy=mine.yaml`` is a file of the working
+folder; one that has no file is what had this name in 0.1, or includes itself by name, so that the package says which
+there are.
 """
 
 import re
@@ -35,7 +36,7 @@ _OWN_SETTINGS: dict[str, dict[str, object]] = {
 _POLICY = re.compile(r"policy/(.+?)(?:\.yaml)?")
 
 
-class BackboneSource(ConfigSource):
+class NameSource(ConfigSource):
     """Configs that are made of their own name; ``hydra.searchpath: [whtnet://backbones]`` asks here last."""
 
     @staticmethod
@@ -82,6 +83,6 @@ class BackboneSource(ConfigSource):
         return ConfigResult(self.provider, self.path, OmegaConf.create(settings), header={"package": None})
 
 
-def register_backbones() -> None:
-    """Let Hydra find the backbones; may be called more than once."""
-    Plugins.instance().register(BackboneSource)
+def register_name_source() -> None:
+    """Let Hydra find what needs no file; may be called more than once."""
+    Plugins.instance().register(NameSource)

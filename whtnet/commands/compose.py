@@ -9,7 +9,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from whtnet.errors import UserError
 from whtnet.overrides import as_text, check_words, explain, plain
-from whtnet.searchpath import register_backbones
+from whtnet.searchpath import register_name_source
 from whtnet.shipped import ROOT
 
 
@@ -19,7 +19,7 @@ def compose_config(overrides: Sequence[str], config_name: str = "config") -> dic
     Raises:
         UserError: if an override does not fit the config.
     """
-    register_backbones()
+    register_name_source()
     check_words(overrides, ROOT / "configs")
     return _compose(config_name, overrides)
 

@@ -20,7 +20,7 @@ from whtnet.commands.arguments import usage_error
 from whtnet.errors import JobFailedError, UserError, limits_told, warnings_told
 from whtnet.extensions import trust_typed
 from whtnet.overrides import as_text, check_words, explain, plain
-from whtnet.searchpath import register_backbones
+from whtnet.searchpath import register_name_source
 from whtnet.shipped import ROOT
 from whtnet.sweeps import register_sweeper, title_of_job
 
@@ -79,7 +79,7 @@ def main() -> None:
 
         only_the_first_speaks()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors; they are told below
-    register_backbones()
+    register_name_source()
     register_sweeper()
     try:
         check_words(sys.argv[1:], ROOT / "configs")
