@@ -35,6 +35,17 @@ def test_bars_on_a_terminal(screen):
         assert word in out.getvalue()
 
 
+def test_steps_fill_a_bar(screen):
+    out = screen(terminal=True)
+    with console.ProgressView() as view:
+        on_step = view.steps("counting", 4)
+        for row in ("first", "second"):
+            on_step(row)
+        view._bars.refresh()
+    for word in ("counting", "second", "50 %"):
+        assert word in out.getvalue()
+
+
 def test_lines_in_a_file(screen, monkeypatch):
     out = screen(terminal=False)
     now = [0.0]
