@@ -17,8 +17,8 @@ from whtnet.commands import table as table_command
 from whtnet.commands.compose import compose_config
 from whtnet.data import SOURCES
 from whtnet.engine import TrainConfig
-from whtnet.kernels.places import cache_folders
 from whtnet.policy import Policy
+from whtnet.private_folders import cache_folders
 from whtnet.records import read_records
 from whtnet.tables import load_spec, table_names
 from whtnet.tracking import make_sink
