@@ -83,7 +83,8 @@ def _norm_to_convolution(model: Any, node: Any) -> None:
 def quantize_onnx(source: Path, path: Path, images: Tensor) -> None:
     """Write a copy of an ONNX file whose convolutions compute with 8-bit integers; all else stays float32.
 
-    The Walsh-Hadamard layers keep their precision: their thresholds cut off small coefficients.
+    Transforms and thresholds keep their precision: they cut off small coefficients. The 1×1 convolutions inside
+    HT-perceptrons are convolutions as any.
 
     Args:
         source: a file of :func:`export_onnx`.
