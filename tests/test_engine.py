@@ -101,7 +101,7 @@ def train(model, settings, data=None, **options):
         ({"opt_options": ["eps"]}, "keywords and values"),
         ({"ema_decay": 1.0}, "ema_decay"),
         ({"epoch": 3}, r"no setting trainer\.epoch; did you mean trainer\.epochs\?"),
-        ({"qqqqqqq": 3}, r"no setting trainer\.qqqqqqq; there are trainer\.batch_size, .*all"),
+        ({"qqqqqqq": 3}, r"no setting trainer\.qqqqqqq; there are trainer\.batch_size, .*… \(\d+\)"),
         ({"compile": True, "cuda_graph": True}, "exclude each other"),
     ],
 )
