@@ -67,8 +67,10 @@ class _Runner:
             of = {key: network[key] for key in ("backbone", "policy")}
             written = measure({"do": "export_network", "network": of, "runtime": runtime, "path": path})
             memory = measure({"do": "export_memory", "runtime": runtime, "path": path, "batch": BATCHES[-1]})
-            profile = measure({"do": "profile_export", "runtime": runtime, "path": path, "batches": BATCHES})
-            entries.append({**written, "memory": memory["bytes"], "profile": profile, "timings": {}})
+            entries.append({**written, "memory": memory["bytes"], "timings": {}})
+            if RUNTIMES[runtime].profile:
+                task = {"do": "profile_export", "runtime": runtime, "path": path, "batches": BATCHES}
+                entries[-1]["profile"] = measure(task)
         task = {"do": "time_exports", "runtime": runtime, "paths": paths, "batches": BATCHES, "seconds": self._seconds}
         for threads in THREADS:
             timed = measure({**task, "threads": threads})
